@@ -1,0 +1,1 @@
+"""What both services share: settings base, logging, errors, units, GPU facts."""
