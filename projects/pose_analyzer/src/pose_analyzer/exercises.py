@@ -77,7 +77,9 @@ class Exercise(_Strict):
     first_phase: Literal["eccentric", "concentric"]
     signal: SignalSpec
     min_repetition_s: float = Field(0.4, gt=0.0)
+    min_travel_s: float = Field(0.03, ge=0.0)
     max_travel_s: float = Field(15.0, gt=0.0)
+    recognise_after: int = Field(1, ge=1)
     requires: tuple[ConditionSpec | AlternativesSpec, ...] = ()
     main_angles: tuple[str, ...] = ()
     """Names of the angles a coach looks at first, as in `skeletons.ANGLE_NAMES` without the side."""
@@ -94,7 +96,9 @@ class Exercise(_Strict):
             enter_start=self.signal.enter_start,
             enter_full=self.signal.enter_full,
             min_s=self.min_repetition_s,
-            max_s=self.max_travel_s,
+            min_travel_s=self.min_travel_s,
+            max_travel_s=self.max_travel_s,
+            recognise_after=self.recognise_after,
             conditions=tuple(
                 tuple(
                     Condition(**condition.model_dump())

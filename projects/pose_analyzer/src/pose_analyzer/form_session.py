@@ -84,12 +84,14 @@ def recognised(config: SessionConfig, state: SessionState) -> int | None:
     """
     if len(config.movements) == 1:
         return 0
-    counts = [
-        (len(counter.repetitions), counter.repetitions[-1].end_s if counter.repetitions else 0.0)
-        for counter in state.counters
+    candidates = [
+        (len(counter.repetitions), counter.repetitions[-1].end_s, index)
+        for index, (movement, counter) in enumerate(
+            zip(config.movements, state.counters, strict=True)
+        )
+        if len(counter.repetitions) >= movement.recognise_after
     ]
-    best = max(range(len(counts)), key=lambda index: counts[index])
-    return best if counts[best][0] > 0 else None
+    return max(candidates)[2] if candidates else None
 
 
 def repetitions(config: SessionConfig, state: SessionState) -> tuple[Repetition, ...]:

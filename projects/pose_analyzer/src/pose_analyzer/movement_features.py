@@ -19,6 +19,7 @@ FEATURE_NAMES: Final = (
     "hip_height",
     "shoulder_height",
     "hand_rise",
+    "lower_hand_rise",
     "hand_height",
     "ankle_spread",
     "leg_split",
@@ -34,6 +35,8 @@ hip_height, shoulder_height, hand_height
     Height over the lower ankle in trunk lengths; standing about 1.4, 2.4 and (arms hanging) 1.3.
 hand_rise
     Height of the hands over the shoulders in trunk lengths; hanging arms about -1.1.
+lower_hand_rise
+    The same of the hand that is lower, among those seen.
 ankle_spread
     Distance of the ankles in the image in trunk lengths.
 leg_split
@@ -94,6 +97,15 @@ def _merge(left: float, right: float, left_confidence: float, right_confidence: 
         return left
     left_weight, right_weight = left_confidence**4 + 1e-9, right_confidence**4 + 1e-9
     return (left * left_weight + right * right_weight) / (left_weight + right_weight)
+
+
+def _lower(left: float, right: float, left_confidence: float, right_confidence: float) -> float:
+    """The smaller value, of a side that is seen at least half as well as the other."""
+    if math.isnan(left) or left_confidence < right_confidence / 2.0:
+        return right
+    if math.isnan(right) or right_confidence < left_confidence / 2.0:
+        return left
+    return min(left, right)
 
 
 def _update_scale(
@@ -158,7 +170,7 @@ def measure_movement(
     time_s: float,
     keypoints_px: Float[np.ndarray, "17 2"],
     confidences: Float[np.ndarray, "17"],
-) -> tuple[ScaleState, Float[np.ndarray, "11"]]:
+) -> tuple[ScaleState, Float[np.ndarray, "12"]]:
     """Features of one frame.
 
     Parameters
@@ -191,16 +203,17 @@ def measure_movement(
         if not math.isnan(y)
     ]
     floor_y = max(ankles_y, default=math.nan)
-    hand_rise = _merge(
-        points[Coco.LEFT_SHOULDER][1] - points[Coco.LEFT_WRIST][1],
-        points[Coco.RIGHT_SHOULDER][1] - points[Coco.RIGHT_WRIST][1],
-        confidence[Coco.LEFT_WRIST],
-        confidence[Coco.RIGHT_WRIST],
-    )
+    rises = [
+        points[shoulder][1] - points[shoulder + 4][1]
+        for shoulder in (Coco.LEFT_SHOULDER, Coco.RIGHT_SHOULDER)
+    ]
+    wrists = confidence[Coco.LEFT_WRIST], confidence[Coco.RIGHT_WRIST]
+    hand_rise = _merge(*rises, *wrists)
     features = (
         (floor_y - hips[1]) / trunk_px,
         (floor_y - shoulders[1]) / trunk_px,
         hand_rise / trunk_px,
+        _lower(*rises, *wrists) / trunk_px,
         (floor_y - shoulders[1] + hand_rise) / trunk_px,
         _distance(points[Coco.LEFT_ANKLE], points[Coco.RIGHT_ANKLE]) / trunk_px,
         _leg_split(points, trunk_px),

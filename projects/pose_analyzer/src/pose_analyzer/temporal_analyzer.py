@@ -25,6 +25,8 @@ Statistic = Literal["mean", "min", "max", "range"]
 
 # A position's mean is taken with this memory, so that only its latest moments count.
 _MEMORY_S: Final = 0.4
+# How far a deep movement may widen the start position.
+_MAX_STRETCH: Final = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,16 @@ class Movement:
     """Progress at or above which the full position is reached."""
     min_s: float = 0.4
     """Shortest credible repetition: time away from the position where it is counted."""
-    max_s: float = 15.0
+    min_travel_s: float = 0.03
+    """Shortest credible way between the two positions."""
+    max_travel_s: float = 15.0
     """Longest credible way between the two positions."""
+    recognise_after: int = 1
+    """So many repetitions are needed before the exercise is recognised without being named."""
     conditions: tuple[tuple[Condition, ...], ...] = ()
     """All must hold; each is a tuple of alternatives of which one suffices."""
 
-    def progress(self, features: Float[np.ndarray, "11"]) -> float:
+    def progress(self, features: Float[np.ndarray, "12"]) -> float:
         """0 at the start position, 1 at the full one; NaN if the feature is unknown."""
         value = float(features[FEATURE_INDEX[self.feature]])
         return (value - self.start) / (self.full - self.start)
@@ -73,10 +79,10 @@ class Movement:
 class _Extremes:
     """Running statistics since the last counted repetition."""
 
-    start_mean: Float[np.ndarray, "11"]
-    full_mean: Float[np.ndarray, "11"]
-    feature_min: Float[np.ndarray, "11"]
-    feature_max: Float[np.ndarray, "11"]
+    start_mean: Float[np.ndarray, "12"]
+    full_mean: Float[np.ndarray, "12"]
+    feature_min: Float[np.ndarray, "12"]
+    feature_max: Float[np.ndarray, "12"]
     angle_min_deg: Float[np.ndarray, "12"]
     angle_max_deg: Float[np.ndarray, "12"]
     n_trusted: Float[np.ndarray, "12"]
@@ -89,10 +95,14 @@ class CounterState:
     """What the counter of one exercise remembers of one person."""
 
     time_s: float = math.nan
+    since_s: float = math.nan
+    """Since when the person has been watched without a break."""
     seen_s: float = math.nan
     """When progress was last known."""
     zone: Zone = "unknown"
     """The position reached last."""
+    here: Zone = "unknown"
+    """The position held now; unknown between the two."""
     progress: float = math.nan
     left_start_s: float = math.nan
     entered_full_s: float = math.nan
@@ -112,11 +122,13 @@ class Observation:
     """One frame as the counter sees it."""
 
     time_s: float
-    features: Float[np.ndarray, "11"]
+    features: Float[np.ndarray, "12"]
     angles_deg: Float[np.ndarray, "12"]
     angles_trusted: Bool[np.ndarray, "12"]
 
 
+# A repetition whose beginning was not seen must have been watched for so long.
+_MIN_WATCHED_S: Final = 0.45
 # After so long without knowing the progress, the counter starts over.
 _LOST_S: Final = 1.5
 
@@ -137,8 +149,8 @@ def _no_extremes() -> _Extremes:
 
 
 def _blend(
-    mean: Float[np.ndarray, "11"], value: Float[np.ndarray, "11"], gain: float
-) -> Float[np.ndarray, "11"]:
+    mean: Float[np.ndarray, "12"], value: Float[np.ndarray, "12"], gain: float
+) -> Float[np.ndarray, "12"]:
     blended = mean + gain * (value - mean)
     return np.where(np.isnan(mean), value, np.where(np.isnan(value), mean, blended))
 
@@ -193,9 +205,15 @@ def _is_repetition(movement: Movement, state: CounterState, time_s: float) -> bo
         away_s, travel_s = time_s - state.left_start_s, time_s - state.left_full_s
     else:
         away_s, travel_s = time_s - state.left_full_s, time_s - state.left_start_s
-    # A repetition already under way when the recording began has no known beginning.
-    long_enough = math.isnan(away_s) or away_s >= movement.min_s
-    return long_enough and not travel_s > movement.max_s
+    if movement.first_phase == "eccentric" and math.isnan(state.left_start_s):
+        # Under way when first seen, as a lift from the floor: believed if watched for a while.
+        if time_s - state.since_s < _MIN_WATCHED_S:
+            return False
+    return not (
+        away_s < movement.min_s
+        or travel_s < movement.min_travel_s
+        or travel_s > movement.max_travel_s
+    )
 
 
 def _span_s(begin_s: float, end_s: float) -> float:
@@ -246,8 +264,9 @@ def _first_known(*times_s: float) -> float:
     return next(t for t in times_s if not math.isnan(t))
 
 
-def _zone_of(movement: Movement, progress: float) -> Zone:
-    if progress <= movement.enter_start:
+def _zone_of(movement: Movement, progress: float, depth: float) -> Zone:
+    # Somebody who goes beyond the full position has a larger scale altogether.
+    if progress <= movement.enter_start * min(max(1.0, depth), _MAX_STRETCH):
         return "start"
     if progress >= movement.enter_full:
         return "full"
@@ -258,7 +277,7 @@ def phase_of(movement: Movement, state: CounterState, previous_progress: float) 
     """Phase of the movement: top and bottom are where the concentric phase ends and begins."""
     if math.isnan(state.progress):
         return Phase.UNKNOWN
-    zone = _zone_of(movement, state.progress)
+    zone = state.here
     eccentric_first = movement.first_phase == "eccentric"
     if zone == "start":
         return Phase.TOP if eccentric_first else Phase.BOTTOM
@@ -302,21 +321,32 @@ def step(movement: Movement, state: CounterState, observation: Observation) -> C
             return replace(lose_sight(state), time_s=time_s)
         return replace(state, time_s=time_s, progress=math.nan)
     dt_s = time_s - state.time_s if not math.isnan(state.time_s) else 0.0
-    here = _zone_of(movement, progress)
+    depth = max(progress, state.extremes.depth if state.extremes else -math.inf)
+    here = _zone_of(movement, progress, depth)
     extremes = _accumulate(
         state.extremes or _no_extremes(), observation, progress, dt_s, here
     )
-    turn_s = time_s if progress >= extremes.depth else state.turn_s
-    before = _zone_of(movement, state.progress) if not math.isnan(state.progress) else state.zone
+    turn_s = time_s if progress >= depth else state.turn_s
+    before, left_s = state.here, state.seen_s
     state = replace(
-        state, time_s=time_s, seen_s=time_s, progress=progress, extremes=extremes, turn_s=turn_s
+        state,
+        time_s=time_s,
+        since_s=time_s if math.isnan(state.since_s) else state.since_s,
+        seen_s=time_s,
+        progress=progress,
+        here=here,
+        extremes=extremes,
+        turn_s=turn_s,
     )
     if before == here:
         return state
     if before == "start":
-        state = replace(state, left_start_s=time_s)
+        state = replace(state, left_start_s=left_s)
     elif before == "full":
-        state = replace(state, left_full_s=time_s)
+        state = replace(state, left_full_s=left_s)
+        if movement.first_phase == "concentric":
+            # The next repetition begins: what was held at the full position is not part of it.
+            state = replace(state, extremes=_no_extremes())
     if here == "start":
         return _arrive_start(movement, state, time_s)
     if here == "full":
