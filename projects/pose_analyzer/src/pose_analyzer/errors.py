@@ -25,6 +25,15 @@ class ModelUnavailableError(PoseAnalyzerError):
         self.remedy = remedy
 
 
+class ClipUnavailableError(PoseAnalyzerError):
+    """A sample clip that is neither here nor to be had."""
+
+    def __init__(self, clip: str, remedy: str) -> None:
+        super().__init__(f"Clip {clip} is not available. {remedy}")
+        self.clip = clip
+        self.remedy = remedy
+
+
 class UnknownNameError(PoseAnalyzerError):
     """A name that is not in a list of known ones (detector, exercise, model)."""
 

@@ -1,7 +1,7 @@
 """What the application asks of the outside world."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -9,6 +9,7 @@ from jaxtyping import Float32, UInt8
 from pose_analyzer.types import Frame, Pose, SourceInfo
 
 
+@runtime_checkable
 class PoseDetector(Protocol):
     """Finds people and their keypoints in images."""
 
@@ -48,6 +49,7 @@ class PoseDetector(Protocol):
         ...
 
 
+@runtime_checkable
 class InferenceBackend(Protocol):
     """Runs one pose network on prepared images, whatever executes it."""
 
@@ -72,6 +74,7 @@ class InferenceBackend(Protocol):
         ...
 
 
+@runtime_checkable
 class FrameSource(Protocol):
     """Frames of one camera or file, in time order."""
 

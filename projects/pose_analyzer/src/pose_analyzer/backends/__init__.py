@@ -1,0 +1,13 @@
+"""Detectors by name: which network, run by what."""
+
+from pose_analyzer.backends.factory import DETECTOR_NAMES, create_detector
+from pose_analyzer.backends.mediapipe import MediaPipePoseDetector
+from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
+
+__all__ = [
+    "DETECTOR_NAMES",
+    "MediaPipePoseDetector",
+    "OnnxBackend",
+    "create_detector",
+    "export_onnx",
+]

@@ -1,0 +1,128 @@
+"""From a detector's name to a detector that is ready."""
+
+import ctypes
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+from pose_analyzer.backends._ultralytics import ultralytics_installed
+from pose_analyzer.backends.mediapipe import MediaPipePoseDetector, Mode
+from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
+from pose_analyzer.errors import ModelUnavailableError, UnknownNameError
+from pose_analyzer.model_files import (
+    MODELS,
+    DownloadProgress,
+    exported_onnx_path,
+    fetch_model,
+    locate_model,
+)
+from pose_analyzer.ports import PoseDetector
+from pose_analyzer.pose_detector import YOLOPoseDetector
+from pose_analyzer.settings import Settings
+
+AUTO: Final = "auto"
+# Names of model files are names of detectors; the first three let the settings choose.
+DETECTOR_NAMES: Final = (AUTO, "mediapipe", "yolo", *MODELS)
+_MEDIAPIPE_PREFIX: Final = "mediapipe-"
+_MODEL_SUFFIXES: Final = (".pt", ".onnx")
+
+
+def create_detector(
+    name: str,
+    settings: Settings,
+    *,
+    mode: Mode = "video",
+    n_people: int | None = None,
+    progress: DownloadProgress | None = None,
+) -> PoseDetector:
+    """Make the detector of this name, downloading its model file if it is not here.
+
+    YOLO runs in PyTorch on a CUDA machine and in ONNX Runtime elsewhere, where the weights are
+    exported on first use. ``auto`` takes YOLO (several people) if its weights are on this machine
+    and can be run, else MediaPipe (one person); it never downloads YOLO weights, whose licence
+    somebody must have chosen.
+
+    Parameters
+    ----------
+    name
+        One of `DETECTOR_NAMES`, or the path of a .pt or .onnx file.
+    settings
+        Model folders, cache folder and which variant ``yolo`` and ``mediapipe`` mean.
+    mode
+        For MediaPipe: ``video`` follows people between frames and needs times.
+    n_people
+        Find at most so many. None: as many as the detector can, which is one for MediaPipe.
+    progress
+        Shown the download.
+
+    Raises
+    ------
+    UnknownNameError
+        No such detector.
+    ModelUnavailableError
+        Its model file is neither here nor to be had.
+    BackendFailedError
+        It cannot be run on this machine.
+    """
+    if Path(name).suffix in _MODEL_SUFFIXES:
+        return _yolo(_existing(Path(name)), Path(name).stem, settings, n_people)
+    if name == AUTO:
+        name = _choose(settings)
+    elif name == "mediapipe":
+        name = _MEDIAPIPE_PREFIX + settings.mediapipe_variant
+    elif name == "yolo":
+        name = settings.yolo_variant
+    if name not in MODELS:
+        raise UnknownNameError("detector", name, DETECTOR_NAMES)
+    path = fetch_model(name, settings, progress)
+    if name.startswith(_MEDIAPIPE_PREFIX):
+        return MediaPipePoseDetector(path, name=name, mode=mode, n_people=n_people or 1)
+    return _yolo(path, name, settings, n_people)
+
+
+def _choose(settings: Settings) -> str:
+    """Pick what ``auto`` means on this machine."""
+    try:
+        weights = locate_model(settings.yolo_variant, settings)
+    except ModelUnavailableError:
+        return _MEDIAPIPE_PREFIX + settings.mediapipe_variant
+    if ultralytics_installed() or exported_onnx_path(weights, settings).is_file():
+        return settings.yolo_variant
+    return _MEDIAPIPE_PREFIX + settings.mediapipe_variant
+
+
+def _yolo(weights: Path, name: str, settings: Settings, n_people: int | None) -> PoseDetector:
+    config_dir = settings.cache_dir / "ultralytics"
+    if weights.suffix == ".onnx":
+        onnx = weights
+    elif ultralytics_installed() and _cuda_available():
+        # Imported late: PyTorch takes seconds and is not there without the extra `yolo`.
+        from pose_analyzer.backends.yolo_torch import TorchBackend  # noqa: PLC0415
+
+        torch_backend = TorchBackend(weights, config_dir, name=name, device="cuda:0")
+        return YOLOPoseDetector(torch_backend, n_people=n_people)
+    else:
+        onnx = exported_onnx_path(weights, settings)
+        if not onnx.is_file():
+            export_onnx(weights, onnx, config_dir)
+    backend = OnnxBackend(onnx, name=name)
+    return YOLOPoseDetector(backend, n_people=n_people, fixed_hw=backend.fixed_hw)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelUnavailableError(str(path), "There is no such file.")
+    return path
+
+
+def _cuda_available() -> bool:
+    """Whether PyTorch sees a CUDA device; PyTorch is not imported where there is no driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch  # noqa: PLC0415 - takes seconds
+
+    return torch.cuda.is_available()

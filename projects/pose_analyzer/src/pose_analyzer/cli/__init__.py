@@ -1,0 +1,30 @@
+"""The ``pose-analyzer`` command; each sub-command has a module of its own."""
+
+from typing import Final
+
+import typer
+
+from pose_analyzer.cli.analyze import analyze
+from pose_analyzer.cli.demo import demo
+from pose_analyzer.cli.exits import ReportingGroup
+from pose_analyzer.cli.models import models_app
+
+app: Final = typer.Typer(
+    name="pose-analyzer",
+    help="Video of people -> poses -> joint angles -> repetitions.",
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input.",
+)
+app.command("analyze")(analyze)
+app.command("demo")(demo)
+app.add_typer(models_app, name="models")
+
+
+@app.callback()
+def main() -> None:
+    """Video of people -> poses -> joint angles -> repetitions."""
+
+
+__all__ = ["app"]

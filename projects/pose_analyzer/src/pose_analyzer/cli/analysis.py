@@ -1,0 +1,104 @@
+"""From a video file to the files a coach opens; what ``analyze`` and ``demo`` have in common."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pose_analyzer.backends import create_detector
+from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
+from pose_analyzer.model_files import DownloadProgress
+from pose_analyzer.rendering import OverlayWriter
+from pose_analyzer.reporting import write_analysis_json, write_angles_csv, write_report_html
+from pose_analyzer.settings import Settings
+from pose_analyzer.sources import open_source
+from pose_analyzer.types import Frame, PersonFrame, SourceInfo, VideoAnalysis
+from pose_analyzer.video_processor import ProcessorConfig, RegionOfInterest, process_video
+
+DEFAULT_SAMPLE_FPS: Final = 30.0
+
+OnProgress = Callable[[Frame, SourceInfo], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisJob:
+    """One video and how to analyse it."""
+
+    video: Path
+    out: Path
+    """Folder for the results; made if it is not there."""
+    exercise: str = AUTO
+    detector: str = AUTO
+    roi: RegionOfInterest | None = None
+    sample_fps: float | None = DEFAULT_SAMPLE_FPS
+    n_people: int | None = None
+    overlay: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFiles:
+    """Where the results of one job are."""
+
+    analysis: Path
+    angles: Path
+    report: Path
+    overlay: Path | None
+
+
+def run_analysis(
+    job: AnalysisJob,
+    settings: Settings,
+    on_progress: OnProgress | None = None,
+    downloads: DownloadProgress | None = None,
+) -> tuple[VideoAnalysis, ResultFiles]:
+    """Analyse the video and write all result files, each in one step once it is complete.
+
+    Raises
+    ------
+    UnreadableSourceError, UnknownNameError
+        The video or the options are unusable; nothing has been written.
+    ModelUnavailableError, BackendFailedError
+        The detector cannot run here.
+    """
+    exercises = load_exercises(settings.exercise_folder)
+    config = ProcessorConfig(
+        exercises=select_exercises(exercises, job.exercise),
+        exercise_requested=job.exercise,
+        sample_fps=job.sample_fps,
+        roi=job.roi,
+    )
+    source = open_source(job.video)
+    info = source.info
+    files = ResultFiles(
+        analysis=job.out / "analysis.json",
+        angles=job.out / "angles.csv",
+        report=job.out / "report.html",
+        overlay=job.out / "overlay.mp4" if job.overlay else None,
+    )
+    with ExitStack() as stack:
+        detector = create_detector(
+            job.detector, settings, mode="video", n_people=job.n_people, progress=downloads
+        )
+        stack.callback(detector.close)
+        job.out.mkdir(parents=True, exist_ok=True)
+        writer = None
+        if files.overlay is not None:
+            fps = min(info.fps, job.sample_fps) if job.sample_fps else info.fps
+            writer = stack.enter_context(
+                OverlayWriter(files.overlay, info.width_px, info.height_px, fps)
+            )
+
+        def on_frame(frame: Frame, people: Sequence[PersonFrame]) -> None:
+            if writer is not None:
+                writer.write(frame, people)
+            if on_progress is not None:
+                on_progress(frame, info)
+
+        analysis = process_video(source, detector, config, on_frame)
+    write_analysis_json(analysis, files.analysis)
+    write_angles_csv(analysis, files.angles)
+    write_report_html(
+        analysis, files.report, overlay_name=files.overlay.name if files.overlay else None
+    )
+    return analysis, files

@@ -1,0 +1,338 @@
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import structlog
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from pose_analyzer.api import main as api_main
+from pose_analyzer.api.main import create_app, image_detector
+from pose_analyzer.api.problems import MEDIA_TYPE, PROBLEMS
+from pose_analyzer.api.uploads import ENVELOPE_BYTES, decode_image
+from pose_analyzer.errors import (
+    BackendFailedError,
+    ModelUnavailableError,
+    UnreadableSourceError,
+)
+from pose_analyzer.ports import PoseDetector
+from pose_analyzer.settings import Settings
+from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
+from pose_analyzer.types import Pose
+
+
+class FakeDetector:
+    """Sees one standing person with an unseen left wrist in every image."""
+
+    device = "cpu"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.busy = threading.Lock()
+        self.images: list[np.ndarray] = []
+        self.closed = False
+
+    def detect(
+        self, images_bgr: Sequence[np.ndarray], times_s: Sequence[float] | None = None
+    ) -> list[list[Pose]]:
+        assert self.busy.acquire(blocking=False), "called twice at the same time"
+        time.sleep(0.01)
+        self.images += images_bgr
+        self.busy.release()
+        return [[standing()] for _ in images_bgr]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def standing() -> Pose:
+    x_px = [50, 52, 48, 55, 45, 60, 40, 62, 38, 63, 37, 57, 43, 57, 43, 57, 43]
+    y_px = [10, 8, 8, 9, 9, 25, 25, 45, 45, 65, 65, 65, 65, 95, 95, 125, 125]
+    keypoints_px = np.array([x_px, y_px], dtype=np.float64).T
+    confidences = np.full(17, 0.9)
+    keypoints_px[9], confidences[9] = np.nan, 0.0
+    return Pose(keypoints_px, confidences, np.array([35.0, 5.0, 65.0, 130.0]), 0.9)
+
+
+class Factory:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.made: list[FakeDetector] = []
+        self.error: Exception | None = None
+
+    def __call__(self, name: str, settings: Settings) -> PoseDetector:
+        self.asked.append(name)
+        if self.error:
+            raise self.error
+        self.made.append(FakeDetector("mediapipe-lite" if name == "auto" else name))
+        return self.made[-1]
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """The default configuration renders the locals of every frame of a traceback."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        model_path=(),
+        model_dir=tmp_path / "models",
+        cache_dir=tmp_path / "cache",
+        max_upload_bytes=100_000,
+        max_image_pixels=1_000_000,
+    )
+
+
+@pytest.fixture
+def factory() -> Factory:
+    return Factory()
+
+
+@pytest.fixture
+def client(settings: Settings, factory: Factory) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, factory)) as client:
+        yield client
+
+
+def picture(width_px: int = 100, height_px: int = 140, kind: str = "PNG", **save: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width_px, height_px), (200, 100, 50)).save(buffer, kind, **save)
+    return buffer.getvalue()
+
+
+def upload(content: bytes) -> dict[str, tuple[str, bytes]]:
+    return {"file": ("picture.png", content)}
+
+
+def check_problem(response: Any, status: int, code: str | None = None) -> str:
+    assert response.status_code == status
+    assert response.headers["content-type"] == MEDIA_TYPE
+    body = response.json()
+    assert {"type", "title", "status", "detail", "instance"} <= body.keys()
+    assert body["status"] == status
+    if code:
+        assert body["type"].endswith(f":{code}")
+    assert "Traceback" not in response.text
+    detail: str = body["detail"]
+    return detail
+
+
+def test_health_tells_versions_device_and_models(client: TestClient) -> None:
+    client.post("/detect", files=upload(picture()))
+    body = client.get("/health").json()
+    assert body["status"] == "ok"
+    assert body["versions"]["mediapipe"].startswith("0.10.")
+    assert body["device"] in {"cpu", "cuda"}
+    assert body["detectors"] == [{"name": "mediapipe-lite", "device": "cpu"}]
+    assert {"name": "mediapipe-lite", "licence": "Apache-2.0", "state": "missing"} in body["models"]
+
+
+def test_detect_answers_people_with_named_keypoints_and_angles(
+    client: TestClient, factory: Factory
+) -> None:
+    response = client.post("/detect", files=upload(picture()))
+    assert response.status_code == 200
+    body = response.json()
+    assert (body["detector"], body["width_px"], body["height_px"]) == ("mediapipe-lite", 100, 140)
+    (person,) = body["people"]
+    assert [point["name"] for point in person["keypoints"]] == list(KEYPOINT_NAMES)
+    assert [angle["name"] for angle in person["angles"]] == list(ANGLE_NAMES)
+    assert person["box_px"] == [35.0, 5.0, 65.0, 130.0]
+    angles = {angle["name"]: angle for angle in person["angles"]}
+    assert angles["left_knee"]["value_deg"] == pytest.approx(180.0, abs=5.0)
+    assert angles["left_elbow"]["value_deg"] is None
+    assert person["keypoints"][9]["x_px"] is None
+    assert person["angles_3d"] is None
+    (image_bgr,) = factory.made[0].images
+    assert image_bgr[0, 0].tolist() == [50, 100, 200]
+
+
+def test_a_detector_is_made_once_and_two_names_of_one_model_share_it(
+    client: TestClient, factory: Factory
+) -> None:
+    for name in ("auto", "mediapipe-lite", "auto", "mediapipe-full"):
+        params = {"detector": name}
+        assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
+    assert factory.asked == ["auto", "mediapipe-full"]
+
+
+def test_detectors_are_closed_at_the_end(settings: Settings, factory: Factory) -> None:
+    with TestClient(create_app(settings, factory)) as client:
+        client.post("/detect", files=upload(picture()))
+    assert [detector.closed for detector in factory.made] == [True]
+
+
+def test_many_clients_at_once_take_turns(client: TestClient, factory: Factory) -> None:
+    def ask(_: int) -> int:
+        return client.post("/detect", files=upload(picture())).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(24))) == {200}
+    assert len(factory.made) == 1
+    assert len(factory.made[0].images) == 24
+
+
+@pytest.mark.parametrize("name", ["nonsense", "/etc/weights.pt", "../weights.onnx", ""])
+def test_unknown_detectors_and_paths_of_weights_are_refused(
+    client: TestClient, factory: Factory, name: str
+) -> None:
+    response = client.post("/detect", params={"detector": name}, files=upload(picture()))
+    assert "mediapipe" in check_problem(response, 422, "unknown-name")
+    assert factory.asked == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", picture(kind="JPEG")[:400], picture()[:100], b"GIF89a" + bytes(100)],
+    ids=["empty", "text", "truncated jpeg", "truncated png", "gif"],
+)
+def test_what_is_not_an_image_is_refused(client: TestClient, content: bytes) -> None:
+    response = client.post("/detect", files=upload(content))
+    check_problem(response, 415, "not-an-image")
+
+
+def test_too_many_bytes_are_refused(client: TestClient) -> None:
+    response = client.post("/detect", files=upload(bytes(150_000)))
+    assert "100000 bytes" in check_problem(response, 413)
+
+
+def test_too_many_pixels_are_refused_before_decoding(client: TestClient) -> None:
+    response = client.post("/detect", files=upload(picture(1001, 1000)))
+    check_problem(response, 413, "too-many-pixels")
+    # Beyond Pillow's own limits, as a warning and as an error.
+    for side_px in (10_000, 20_000):
+        buffer = io.BytesIO()
+        Image.new("1", (side_px, side_px)).save(buffer, "PNG")
+        response = client.post("/detect", files=upload(buffer.getvalue()))
+        check_problem(response, 413, "too-many-pixels")
+
+
+async def test_an_endless_upload_is_not_read_to_its_end(
+    settings: Settings, factory: Factory
+) -> None:
+    n_read_bytes = 0
+    sent: list[dict[str, Any]] = []
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+    async def receive() -> dict[str, Any]:
+        nonlocal n_read_bytes
+        body = bytes(10_000) if n_read_bytes else head
+        n_read_bytes += len(body)
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = create_app(settings, factory)
+    async with app.router.lifespan_context(app) as state:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/detect",
+            "query_string": b"",
+            "headers": [(b"content-type", b"multipart/form-data; boundary=b")],
+            "state": dict(state),
+        }
+        await asyncio.wait_for(app(scope, receive, send), timeout=10)
+    assert sent[0]["status"] == 413
+    assert n_read_bytes <= settings.max_upload_bytes + ENVELOPE_BYTES + 10_000
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ModelUnavailableError("yolo11n-pose", "Do this."), 503, "model-unavailable"),
+        (BackendFailedError("yolo11n-pose", "broke"), 503, "detector-failed"),
+    ],
+)
+def test_a_detector_that_cannot_be_had_is_503_and_tried_again(
+    client: TestClient, factory: Factory, error: Exception, status: int, code: str
+) -> None:
+    factory.error = error
+    response = client.post("/detect", files=upload(picture()))
+    assert check_problem(response, status, code) == str(error)
+    factory.error = None
+    assert client.post("/detect", files=upload(picture())).status_code == 200
+
+
+def test_other_mistakes_of_clients_are_problems_too(client: TestClient) -> None:
+    assert "body.file" in check_problem(client.post("/detect"), 422, "invalid-request")
+    check_problem(client.post("/detect", data={"file": "text"}), 422, "invalid-request")
+    check_problem(client.get("/nowhere"), 404)
+    check_problem(client.get("/detect"), 405)
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    check_problem(client.post("/detect", content=b"garbage", headers=headers), 400)
+
+
+def test_a_defect_is_a_problem_without_a_traceback(settings: Settings, factory: Factory) -> None:
+    factory.error = RuntimeError("secret path")
+    app = create_app(settings, factory)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.post("/detect", files=upload(picture()))
+    check_problem(response, 500)
+    assert "secret" not in response.text
+
+
+def test_the_openapi_document_names_the_problems(client: TestClient) -> None:
+    responses = client.get("/openapi.json").json()["paths"]["/detect"]["post"]["responses"]
+    assert {str(kind.status.value) for kind in PROBLEMS.values()} <= responses.keys()
+    assert all(MEDIA_TYPE in responses[status]["content"] for status in ("413", "415", "422"))
+
+
+def test_a_photograph_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held in portrait
+    image_bgr = decode_image(picture(40, 20, "JPEG", exif=exif), "a.jpg", 10_000)
+    assert image_bgr.shape == (40, 20, 3)
+    with pytest.raises(UnreadableSourceError, match=r"^a\.txt"):
+        decode_image(b"text", "a.txt", 10_000)
+
+
+def test_a_client_cannot_make_the_service_download_other_models(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(
+        api_main, "create_detector", lambda name, *_, **__: made.append(name) or FakeDetector(name)
+    )
+    for name in ("yolo", "yolo26x-pose", "mediapipe-heavy"):
+        with pytest.raises(ModelUnavailableError):
+            image_detector(name, settings)
+    for name in ("auto", "mediapipe", "mediapipe-lite"):
+        image_detector(name, settings)
+    assert made == ["auto", "mediapipe", "mediapipe-lite"]
+
+
+@pytest.mark.shared_data
+def test_mediapipe_finds_the_person_who_squats(shared_data: Path, settings: Settings) -> None:
+    clip = shared_data / "videos" / "squat_air_34view_360p24.mp4"
+    with av.open(str(clip)) as container:
+        frame = next(container.decode(video=0))
+        image = frame.to_image()
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    here = settings.model_copy(
+        update={"model_path": (shared_data / "models",), "max_upload_bytes": 1_000_000}
+    )
+    with TestClient(create_app(here)) as client:
+        params = {"detector": "mediapipe"}
+        body = client.post("/detect", params=params, files=upload(buffer.getvalue())).json()
+        models = {item["name"]: item["state"] for item in client.get("/health").json()["models"]}
+    assert models["mediapipe-lite"] == "verified"
+    assert body["detector"] == "mediapipe-lite"
+    assert len(body["people"]) >= 1
+    person = body["people"][0]
+    assert all(0 <= point["x_px"] <= image.width * 1.1 for point in person["keypoints"])
+    knees = [angle for angle in person["angles_3d"] if angle["name"].endswith("knee")]
+    assert all(90 < angle["value_deg"] <= 180 for angle in knees)

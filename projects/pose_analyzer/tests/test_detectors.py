@@ -1,0 +1,351 @@
+"""What every detector must do, and what only the real networks can show."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from pose_analyzer.backends import (
+    DETECTOR_NAMES,
+    MediaPipePoseDetector,
+    OnnxBackend,
+    create_detector,
+    export_onnx,
+    factory,
+)
+from pose_analyzer.backends._ultralytics import import_ultralytics
+from pose_analyzer.errors import BackendFailedError, ModelUnavailableError, UnknownNameError
+from pose_analyzer.ports import PoseDetector
+from pose_analyzer.pose_detector import YOLOPoseDetector
+from pose_analyzer.settings import Settings
+from pose_analyzer.skeletons import BLAZEPOSE_OF_COCO
+from pose_analyzer.sources import open_source
+from pose_analyzer.types import Frame
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+def write_onnx(path: Path, input_shape: list[int | str], output_shape: list[int]) -> Path:
+    """A network that finds one person in the middle of any image."""
+    raw = np.zeros(output_shape, np.float32)
+    raw[0, :5, 0] = 320, 192, 100, 200, 0.9
+    raw[0, 5:, 0] = 300
+    raw[0, 7::3, 0] = 0.8
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, input_shape)
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)
+    constant = helper.make_tensor("raw", TensorProto.FLOAT, output_shape, raw.ravel())
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 1])
+    first = helper.make_tensor("first", TensorProto.INT64, [1], [0])
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("Slice", ["images", "first", "one", "one"], ["red"]),
+        helper.make_node("ReduceMean", ["red", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "shape"], ["column"]),
+        helper.make_node("Mul", ["column", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "raw"], ["output0"]),
+    ]
+    weights = [constant, zero, axes, shape, first, one]
+    graph = helper.make_graph(nodes, "one_person", [images], [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_settings(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        model_path=(shared_data / "models",),
+        model_dir=tmp_path_factory.mktemp("models"),
+        cache_dir=tmp_path_factory.mktemp("cache"),
+    )
+
+
+@pytest.fixture
+def no_models(tmp_path: Path) -> Settings:
+    return Settings(model_path=(), model_dir=tmp_path / "models", cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture(
+    params=[
+        "onnx",
+        pytest.param("yolo", marks=pytest.mark.shared_data),
+        pytest.param("mediapipe", marks=pytest.mark.shared_data),
+        pytest.param("mediapipe, 2 people", marks=pytest.mark.shared_data),
+    ]
+)
+def detector(request: pytest.FixtureRequest, tmp_path: Path):
+    """Every kind of detector, for single images."""
+    if request.param == "onnx":
+        path = write_onnx(tmp_path / "own.onnx", ["n", 3, "h", "w"], [1, 56, 21])
+        made = YOLOPoseDetector(OnnxBackend(path))
+    else:
+        name, _, people = request.param.partition(", ")
+        settings = request.getfixturevalue("data_settings")
+        made = create_detector(name, settings, mode="image", n_people=2 if people else None)
+    yield made
+    made.close()
+
+
+class TestEveryDetector:
+    """Conformance to `ports.PoseDetector`."""
+
+    def test_it_is_one(self, detector: PoseDetector) -> None:
+        assert isinstance(detector, PoseDetector)
+        assert detector.name
+        assert detector.device in ("cpu", "cuda:0")
+
+    def test_no_images(self, detector: PoseDetector) -> None:
+        assert detector.detect([]) == []
+
+    def test_poses_are_well_formed(self, detector: PoseDetector, images: list[np.ndarray]) -> None:
+        people = detector.detect(images)
+        assert len(people) == len(images)
+        for image, found in zip(images, people, strict=True):
+            height, width = image.shape[:2]
+            scores = [pose.score for pose in found]
+            assert scores == sorted(scores, reverse=True)
+            for pose in found:
+                assert np.isfinite(pose.keypoints_px).all()
+                assert ((pose.confidences >= 0) & (pose.confidences <= 1)).all()
+                assert 0 <= pose.score <= 1
+                x0, y0, x1, y1 = pose.box_px
+                assert 0 <= x0 <= x1 <= width
+                assert 0 <= y0 <= y1 <= height
+
+    def test_images_are_independent(
+        self, detector: PoseDetector, images: list[np.ndarray]
+    ) -> None:
+        together = detector.detect(images)
+        for image, found in zip(images, together, strict=True):
+            [alone] = detector.detect([image])
+            assert len(alone) == len(found)
+            for one, other in zip(alone, found, strict=True):
+                np.testing.assert_allclose(one.keypoints_px, other.keypoints_px, atol=1e-2)
+
+    def test_a_view_into_a_larger_image(
+        self, detector: PoseDetector, images: list[np.ndarray]
+    ) -> None:
+        crop = images[0][4:-3, 5:-6]
+        [in_view], [in_copy] = detector.detect([crop]), detector.detect([crop.copy()])
+        assert [p.box_px.tolist() for p in in_view] == [p.box_px.tolist() for p in in_copy]
+
+
+@pytest.fixture(scope="session")
+def images() -> list[np.ndarray]:
+    """Noise and flat pictures of several sizes."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 256, (120, 200, 3), dtype=np.uint8),
+        np.full((360, 640, 3), 127, dtype=np.uint8),
+        np.zeros((33, 21, 3), dtype=np.uint8),
+    ]
+
+
+@pytest.fixture(scope="session")
+def squat(shared_data: Path) -> list[Frame]:
+    """Frames of one person squatting, in close succession."""
+    frames = open_source(shared_data / "videos" / "squat_air_34view_360p24.mp4").frames()
+    return [next(frames) for _ in range(12)]
+
+
+@pytest.mark.shared_data
+def test_library_parity(shared_data: Path, tmp_path: Path) -> None:
+    """The figures of docs/reports/detector_parity.md stay within what is required."""
+    spec = importlib.util.spec_from_file_location("parity", BENCHMARKS / "detector_parity.py")
+    assert spec is not None
+    assert spec.loader is not None
+    parity = importlib.util.module_from_spec(spec)
+    sys.modules["parity"] = parity  # dataclasses look their module up
+    spec.loader.exec_module(parity)
+    for comparison in parity.compare_all(shared_data, tmp_path):
+        yolo = "yolo" in comparison.ours
+        assert comparison.n_frames == 50
+        assert comparison.n_people >= 40
+        assert comparison.n_frames_with_other_count == 0
+        assert comparison.deviations[parity.KEYPOINTS][0] <= (1.0 if yolo else 0.0)
+        assert comparison.deviations[parity.CONFIDENCES][0] <= (0.01 if yolo else 0.0)
+
+
+@pytest.mark.slow
+def test_end_to_end_networks_equal_ultralytics(
+    tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    """YOLO26's output needs no suppression; untrained weights show that the format is read."""
+    pytest.importorskip("ultralytics", reason="needs the extra yolo")
+    from pose_analyzer.backends.yolo_torch import TorchBackend
+
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    ultralytics = import_ultralytics(tmp_path)
+    weights = tmp_path / "own26n-pose.pt"
+    ultralytics.YOLO("yolo26n-pose.yaml").save(weights)
+    model = ultralytics.YOLO(weights)
+    export_onnx(weights, tmp_path / "own.onnx", tmp_path)
+    backends = [OnnxBackend(tmp_path / "own.onnx"), TorchBackend(weights, tmp_path)]
+    for image in images[:2]:
+        result = model.predict(image, conf=1e-6, device="cpu", verbose=False)[0]
+        assert len(result) > 20
+        for backend in backends:
+            [poses] = YOLOPoseDetector(backend, confidence=1e-6).detect([image])
+            assert len(poses) == len(result)
+            np.testing.assert_allclose(
+                [pose.score for pose in poses[:20]], result.boxes.conf[:20], rtol=1e-3
+            )
+            np.testing.assert_allclose(
+                np.sort([pose.keypoints_px for pose in poses], axis=0).mean(axis=0),
+                np.sort(result.keypoints.xy.numpy(), axis=0).mean(axis=0),
+                atol=0.1,
+            )
+
+
+@pytest.mark.shared_data
+class TestMediaPipe:
+    """What only MediaPipe has: landmarks, and memory of the frames before."""
+
+    @pytest.fixture
+    def lite(self, shared_data: Path) -> Path:
+        return shared_data / "models" / "pose_landmarker_lite.task"
+
+    def test_landmarks_stand_beside_the_keypoints(self, lite: Path, squat: list[Frame]) -> None:
+        detector = MediaPipePoseDetector(lite, mode="image")
+        [[pose]] = detector.detect([squat[0].image_bgr])
+        detector.close()
+        marks = pose.landmarks
+        assert marks is not None
+        np.testing.assert_array_equal(pose.keypoints_px, marks.image_px[BLAZEPOSE_OF_COCO, :2])
+        np.testing.assert_array_equal(
+            pose.confidences, np.minimum(marks.visibility, marks.presence)[BLAZEPOSE_OF_COCO]
+        )
+        np.testing.assert_allclose(marks.world_m[[23, 24]].mean(axis=0), 0, atol=0.05)
+        assert 0.5 < np.ptp(marks.world_m[:, 1]) < 2.5
+
+    def test_any_times_are_accepted(self, lite: Path, squat: list[Frame]) -> None:
+        detector = MediaPipePoseDetector(lite)
+        times_s = [0.0, 0.0, 0.0001, 0.004, 0.0083, 0.0125]  # repeated, 1,000 Hz, 240 Hz
+        images = [frame.image_bgr for frame in squat[:6]]
+        people = detector.detect(images, times_s)
+        detector.close()
+        assert [len(found) for found in people] == [1] * 6
+
+    def test_an_earlier_time_starts_a_new_video(self, lite: Path, squat: list[Frame]) -> None:
+        detector = MediaPipePoseDetector(lite)
+        images = [frame.image_bgr for frame in squat]
+        times_s = [frame.time_s for frame in squat]
+        first = detector.detect(images, times_s)
+        again = detector.detect(images, times_s)
+        detector.close()
+        for [one], [other] in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one.keypoints_px, other.keypoints_px)
+
+    def test_video_mode_needs_times(self, lite: Path, squat: list[Frame]) -> None:
+        detector = MediaPipePoseDetector(lite)
+        with pytest.raises(ValueError, match="times"):
+            detector.detect([squat[0].image_bgr])
+        detector.close()
+
+    def test_it_is_quiet(
+        self, lite: Path, squat: list[Frame], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        detector = MediaPipePoseDetector(lite)
+        detector.detect([frame.image_bgr for frame in squat], [frame.time_s for frame in squat])
+        detector.close()
+        assert capfd.readouterr().err == ""
+
+
+def test_damaged_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "pose_landmarker_lite.task"
+    path.write_bytes(b"not a bundle")
+    with pytest.raises(BackendFailedError, match="pose_landmarker_lite"):
+        MediaPipePoseDetector(path)
+
+
+def test_damaged_network(tmp_path: Path) -> None:
+    path = tmp_path / "own.onnx"
+    path.write_bytes(b"not a network")
+    with pytest.raises(BackendFailedError, match="cannot read"):
+        OnnxBackend(path)
+
+
+def test_network_of_one_size_and_batch(no_models: Settings, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "fixed.onnx", [1, 3, 384, 640], [1, 56, 21])
+    detector = create_detector(str(path), no_models)
+    wide, small = np.zeros((720, 1280, 3), np.uint8), np.zeros((100, 100, 3), np.uint8)
+
+    people = detector.detect([wide, small, wide])
+
+    assert detector.name == "fixed"
+    assert [len(found) for found in people] == [1, 1, 1]
+    np.testing.assert_allclose(people[2][0].box_px, [540, 160, 740, 560], atol=1e-3)
+
+
+class TestNames:
+    """From a name to a detector."""
+
+    def test_unknown(self, no_models: Settings) -> None:
+        with pytest.raises(UnknownNameError) as caught:
+            create_detector("openpose", no_models)
+        assert caught.value.known == DETECTOR_NAMES
+        assert {"auto", "yolo", "mediapipe", "yolo26x-pose"} <= set(DETECTOR_NAMES)
+
+    @pytest.mark.parametrize("name", ["missing.pt", "missing.onnx"])
+    def test_missing_file(self, no_models: Settings, name: str) -> None:
+        with pytest.raises(ModelUnavailableError, match="no such file"):
+            create_detector(name, no_models)
+
+    def test_weights_without_ultralytics(
+        self, no_models: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ultralytics", None)
+        (tmp_path / "own-pose.pt").write_bytes(b"weights")
+        with pytest.raises(BackendFailedError, match="extra `yolo`"):
+            create_detector(str(tmp_path / "own-pose.pt"), no_models)
+        assert list((no_models.cache_dir / "onnx").iterdir()) == []
+
+    @pytest.mark.slow
+    def test_damaged_weights(self, no_models: Settings, tmp_path: Path) -> None:
+        pytest.importorskip("ultralytics", reason="needs the extra yolo")
+        (tmp_path / "own-pose.pt").write_bytes(b"weights")
+        with pytest.raises(BackendFailedError, match="cannot read"):
+            create_detector(str(tmp_path / "own-pose.pt"), no_models)
+
+    @pytest.mark.shared_data
+    def test_auto_is_yolo_where_it_can_run(
+        self, data_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Exported by now or exported here; afterwards Ultralytics is not needed any more.
+        create_detector("yolo", data_settings).close()
+        monkeypatch.setitem(sys.modules, "ultralytics", None)
+        detector = create_detector("auto", data_settings)
+        assert detector.name == "yolo11n-pose"
+        detector.close()
+
+    @pytest.mark.shared_data
+    def test_auto_is_mediapipe_elsewhere(
+        self, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ultralytics", None)
+        settings = Settings(
+            model_path=(shared_data / "models",), model_dir=tmp_path, cache_dir=tmp_path
+        )
+        detector = create_detector("auto", settings)
+        assert detector.name == "mediapipe-lite"
+        detector.close()
+
+    def test_auto_downloads_no_yolo_weights(
+        self, no_models: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def fetch(name: str, settings: Settings, progress: object) -> Path:
+            asked.append(name)
+            raise ModelUnavailableError(name, "Offline.")
+
+        monkeypatch.setattr(factory, "fetch_model", fetch)
+        with pytest.raises(ModelUnavailableError):
+            create_detector("auto", no_models)
+        assert asked == ["mediapipe-lite"]

