@@ -15,6 +15,7 @@ import cv2
 import mediapipe
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
+
 from pose_analyzer.backends import MediaPipePoseDetector, OnnxBackend, export_onnx
 from pose_analyzer.backends._ultralytics import load_pose_network
 from pose_analyzer.backends.mediapipe import Mode

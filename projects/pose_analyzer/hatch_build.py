@@ -11,4 +11,4 @@ class ExercisesHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Tell hatchling what to add."""
         if version == "standard":
-            build_data["force_include"]["../../config/exercises"] = "pose_analyzer/_exercises"
+            build_data["force_include"]["../../config/exercises"] = "pose_analyzer/exercise_files"

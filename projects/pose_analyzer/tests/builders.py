@@ -1,16 +1,20 @@
 """Small generated people for tests: a stick figure seen from its left side that squats."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pose_analyzer.skeletons import ANGLE_INDEX, N_ANGLES, N_KEYPOINTS, Coco
+from pose_analyzer.exercises import Exercise
+from pose_analyzer.skeletons import ANGLE_INDEX, N_ANGLES, N_KEYPOINTS, N_LANDMARKS, Coco
 from pose_analyzer.types import (
+    BlazePoseLandmarks,
     CameraView,
+    Frame,
     JointAngles,
     PersonAnalysis,
     PersonFrame,
     Phase,
+    Pose,
     RangeOfMotion,
     Repetition,
     SourceInfo,
@@ -41,6 +45,96 @@ def squat_keypoints(progress=0.0, ankle_px=(200.0, 340.0), height_px=HEIGHT_PX):
         keypoints[1 + 2 * pair] = centre + shift
         keypoints[2 + 2 * pair] = centre - shift
     return keypoints
+
+
+def standing_keypoints(centre_px=(320.0, 300.0), height_px=HEIGHT_PX):
+    """17 x 2 keypoints of a person who stands and faces the camera, arms hanging."""
+    half = np.array([[0.0, -0.5], [0.02, -0.52], [0.04, -0.5], [0.12, -0.35], [0.15, -0.16]])
+    low = np.array([[0.16, 0.02], [0.08, 0.0], [0.09, 0.24], [0.1, 0.46]])
+    left = np.concatenate([half, low])  # nose, eye, ear, shoulder, elbow, wrist, hip, knee, ankle
+    keypoints = np.empty((N_KEYPOINTS, 2))
+    keypoints[Coco.NOSE] = left[0]
+    # The person's left is on the right of the picture.
+    keypoints[1::2] = left[1:]
+    keypoints[2::2] = left[1:] * [-1.0, 1.0]
+    return np.array(centre_px) + height_px * keypoints
+
+
+def squat_exercise(**changes):
+    """An exercise which fits `squat_keypoints`, whatever the built-in one is tuned to."""
+    values = {
+        "name": "squat",
+        "title": "Squat",
+        "description": "Hips sink and rise.",
+        "first_phase": "eccentric",
+        "signal": {"feature": "hip_height", "start": 1.6, "full": 1.05},
+    }
+    return Exercise.model_validate(values | changes)
+
+
+def pose_of(keypoints_px, *, score=0.9, confidences=0.9, landmarks=None):
+    """What a detector would say of these keypoints."""
+    box = np.concatenate([keypoints_px.min(axis=0) - 10.0, keypoints_px.max(axis=0) + 10.0])
+    return Pose(keypoints_px, np.full(N_KEYPOINTS, confidences), box, score, landmarks)
+
+
+def squat_pose(progress=0.0, ankle_px=(200.0, 340.0), height_px=HEIGHT_PX, *, score=0.9):
+    """The squatting person as a detector sees it."""
+    return pose_of(squat_keypoints(progress, ankle_px, height_px), score=score)
+
+
+def squat_progress(time_s, begin_s=0.5, n_repetitions=100):
+    """Standing until `begin_s`, then `n_repetitions` of `REPETITION_S`, then standing."""
+    elapsed_s = min(max(time_s - begin_s, 0.0), n_repetitions * REPETITION_S)
+    return float(0.5 - 0.5 * np.cos(2 * np.pi * elapsed_s / REPETITION_S))
+
+
+def landmarks_of(keypoints_px):
+    """Landmarks that lie flat in the image plane, in metres a thousandth of the pixels."""
+    image = np.zeros((N_LANDMARKS, 3))
+    image[:, :2] = np.resize(keypoints_px, (N_LANDMARKS, 2))
+    return BlazePoseLandmarks(
+        image, image / 1000.0, np.full(N_LANDMARKS, 0.9), np.full(N_LANDMARKS, 0.9)
+    )
+
+
+class FakeDetector:
+    """Sees in each picture what `people(time_s)` says; remembers what it was given."""
+
+    name = "fake"
+    device = "cpu"
+
+    def __init__(self, people: Callable[[float], list[Pose]]):
+        self._people = people
+        self.times_s: list[float] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.closed = False
+
+    def detect(self, images_bgr, times_s=None):
+        self.times_s += times_s
+        self.shapes += [image.shape for image in images_bgr]
+        return [self._people(time_s) for time_s in times_s]
+
+    def close(self):
+        self.closed = True
+
+
+class FakeSource:
+    """Black pictures at given times, then perhaps an error."""
+
+    def __init__(self, times_s, *, error=None, problems=(), width_px=640, height_px=400):
+        self._times_s, self._error, self.problems = list(times_s), error, problems
+        self.sample_fps = None
+        n_frames = len(self._times_s)
+        self.info = SourceInfo("fake.mp4", width_px, height_px, 30.0, n_frames / 30.0, n_frames)
+
+    def frames(self, sample_fps=None):
+        self.sample_fps = sample_fps
+        image = np.zeros((self.info.height_px, self.info.width_px, 3), np.uint8)
+        for index, time_s in enumerate(self._times_s):
+            yield Frame(index, float(time_s), image)
+        if self._error is not None:
+            raise self._error
 
 
 def joint_angles(progress=0.0):

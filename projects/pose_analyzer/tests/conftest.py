@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from pose_analyzer.backends._ultralytics import import_ultralytics, ultralytics_installed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -15,3 +17,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the evaluation data at {folder} (SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The library of the optional extra, imported the way the product does it."""
+    if not ultralytics_installed():
+        pytest.skip("needs the extra yolo")
+    return import_ultralytics(tmp_path_factory.mktemp("ultralytics"))

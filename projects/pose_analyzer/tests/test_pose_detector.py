@@ -1,11 +1,14 @@
 """YOLO letterboxing, suppression and decoding, on arrays made by hand."""
 
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from pose_analyzer.errors import BackendFailedError
 from pose_analyzer.pose_detector import (
     STRIDE_PX,
@@ -76,8 +79,7 @@ def test_letterbox_round_trip(size: tuple[int, int], image_size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fixed", [False, True])
-def test_letterbox_equals_ultralytics(fixed: bool) -> None:
-    pytest.importorskip("ultralytics", reason="needs the extra yolo")
+def test_letterbox_equals_ultralytics(ultralytics: ModuleType, fixed: bool) -> None:
     from ultralytics.data.augment import LetterBox
 
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pose_analyzer.errors import UnreadableSourceError
 from pose_analyzer.sources import VideoFileSource, open_source
 from pose_analyzer.sources.video_file import sampling_slot
@@ -265,6 +266,20 @@ def test_damaged_middle_is_skipped_and_counted(tmp_path: Path) -> None:
     assert 120 < len(frames) < 200
     assert np.diff([frame.time_s for frame in frames]).min() > 0
     assert any("damaged" in problem for problem in source.problems)
+
+
+def test_abandoned_damaged_files_do_not_block(tmp_path: Path) -> None:
+    """PyAV's log callback would, see `_opened`; torchvision turns it on when imported."""
+    path = write_video(tmp_path / "clip.mp4", at_rate(25, 8), options={"movflags": "+faststart"})
+    data = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
+    data[len(data) // 8 :: 97] ^= 255
+    path.write_bytes(data.tobytes())
+    for n_frames in range(20):
+        frames = open_source(path).frames()
+        av.logging.set_level(av.logging.ERROR)
+        for _ in zip(range(n_frames), frames, strict=False):
+            av.logging.set_level(av.logging.ERROR)
+        frames.close()
 
 
 def test_appended_recordings_are_joined(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ _BLAZEPOSE_FEET: Final = np.array([BLAZEPOSE_LEFT_FOOT_INDEX, BLAZEPOSE_RIGHT_FO
 
 MIN_CONFIDENCE: Final = 0.4
 """Angles with a less confident keypoint are not trusted."""
-MAX_TRUSTED_SD_DEG: Final = 18.0
-"""A less certain angle is not trusted; the exercises' ranges of motion are four times that."""
+# Less certain angles are not trusted. A forearm is short, so an elbow is never known closely, but
+# it moves through the largest range.
+MAX_TRUSTED_SD_DEG: Final = np.repeat([18.0, 25.0, 18.0], [2, 2, 8])
 MIN_SAGITTAL_YAW_DEG: Final = 65.0
 MIN_EXTENSION: Final = np.repeat([0.7, 0.3], [4, 8])
 
@@ -98,9 +99,9 @@ MIN_EXTENSION: Final = np.repeat([0.7, 0.3], [4, 8])
 # ankle; trunk, neck), see `assess_angles`. Fitted by benchmarks/angle_accuracy.py; no ankle was
 # recorded, it takes the knee's.
 _PER_ANGLE: Final = (2, 2, 2, 2, 2, 1, 1)
-PLANE_SD_DEG: Final = np.repeat([0.0, 6.1, 0.0, 0.0, 0.0, 0.0, 0.0], _PER_ANGLE)
-FRONTAL_SD_DEG: Final = np.repeat([0.0, 0.0, 26.6, 27.5, 27.5, 6.6, 13.5], _PER_ANGLE)
-HIDDEN_SD_DEG: Final = np.repeat([53.7, 50.8, 26.7, 17.7, 17.7, 10.9, 6.7], _PER_ANGLE)
+PLANE_SD_DEG: Final = np.repeat([5.0, 9.7, 3.7, 5.4, 5.4, 0.7, 0.4], _PER_ANGLE)
+FRONTAL_SD_DEG: Final = np.repeat([0.2, 0.2, 27.7, 24.7, 24.7, 7.4, 11.4], _PER_ANGLE)
+HIDDEN_SD_DEG: Final = np.repeat([41.6, 46.5, 26.7, 8.4, 8.4, 4.7, 3.4], _PER_ANGLE)
 
 # How far sideways a limb leads, away from the body's middle, as fractions of stature: from hip to
 # shoulder, and from hip to knee and knee to ankle as base plus slope times flexion/180. A side
@@ -111,7 +112,10 @@ _HIPS_AND_KNEES: Final = slice(ANGLE_INDEX["left_hip"], ANGLE_INDEX["right_knee"
 
 # Each coordinate of MediaPipe's world landmarks against triangulated joints.
 # Measured by benchmarks/multiview_angles.py.
-_WORLD_LANDMARK_SD_M: Final = 0.03
+_WORLD_LANDMARK_SD_M: Final = 0.035
+MAX_TRUSTED_WORLD_SD_DEG: Final = 25.0
+# Cameras are seldom level, and world landmarks tilt with them.
+_CAMERA_TILT_SD_DEG: Final = 10.0
 
 
 def joint_angles_3d(
@@ -347,10 +351,11 @@ def angles_from_world(landmarks: BlazePoseLandmarks) -> JointAngles:
     sd_deg = propagated_sd_deg(
         first, second, with_derived_variances(variance, variance[: len(feet)])
     )
+    sd_deg[N_JOINTS:] = np.hypot(sd_deg[N_JOINTS:], _CAMERA_TILT_SD_DEG)
     values_deg = enclosed_deg(first, second)
     visibility = _confidence(landmarks.visibility[BLAZEPOSE_OF_COCO])
     ankles = slice(ANGLE_INDEX["left_ankle"], ANGLE_INDEX["right_ankle"] + 1)
     np.minimum(visibility[ankles], landmarks.visibility[_BLAZEPOSE_FEET], out=visibility[ankles])
     with np.errstate(invalid="ignore"):
-        trusted = (visibility >= MIN_CONFIDENCE) & (sd_deg <= MAX_TRUSTED_SD_DEG)
+        trusted = (visibility >= MIN_CONFIDENCE) & (sd_deg <= MAX_TRUSTED_WORLD_SD_DEG)
     return JointAngles(values_deg, np.where(np.isnan(values_deg), np.nan, sd_deg), trusted)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pose_analyzer.errors import InvalidExerciseError, UnknownNameError
 from pose_analyzer.movement_features import FEATURE_NAMES
-from pose_analyzer.temporal_analyzer import Condition, Movement, Statistic, Where
+from pose_analyzer.repetition_evidence import Condition, Statistic, Where
+from pose_analyzer.temporal_analyzer import Movement
 
 AUTO = "auto"
 
@@ -82,7 +83,7 @@ class Exercise(_Strict):
     recognise_after: int = Field(1, ge=1)
     requires: tuple[ConditionSpec | AlternativesSpec, ...] = ()
     main_angles: tuple[str, ...] = ()
-    """Names of the angles a coach looks at first, as in `skeletons.ANGLE_NAMES` without the side."""
+    """Angles a coach looks at first, as in `skeletons.ANGLE_NAMES` without the side."""
 
     @cached_property
     def movement(self) -> Movement:

@@ -13,15 +13,10 @@ from pose_analyzer.biomechanics import angles_from_world, measure_angles
 from pose_analyzer.camera_view import ViewState, initial_view_state
 from pose_analyzer.keypoint_filters import FilterState, KalmanFilter, KeypointFilter
 from pose_analyzer.movement_features import ScaleState, measure_movement
+from pose_analyzer.repetition_evidence import Observation
 from pose_analyzer.skeletons import N_KEYPOINTS
-from pose_analyzer.temporal_analyzer import (
-    CounterState,
-    Movement,
-    Observation,
-    lose_sight,
-    phase_of,
-    step as count_step,
-)
+from pose_analyzer.temporal_analyzer import CounterState, Movement, lose_sight, phase_of
+from pose_analyzer.temporal_analyzer import step as count_step
 from pose_analyzer.types import PersonFrame, Phase, Pose, Repetition
 
 
@@ -103,7 +98,7 @@ def repetitions(config: SessionConfig, state: SessionState) -> tuple[Repetition,
 def _teleported(state: SessionState, pose: Pose, time_s: float) -> bool:
     if not time_s - state.pose_s <= _TELEPORT_WITHIN_S:
         return False
-    usable = (pose.confidences > 0.3) & np.isfinite(state.filter.position_px[:, 0])  # noqa: PLR2004
+    usable = (pose.confidences > 0.3) & np.isfinite(state.filter.position_px[:, 0])
     if np.count_nonzero(usable) < N_KEYPOINTS // 3:
         return False
     moved = (pose.keypoints_px - state.filter.position_px)[usable]
@@ -145,9 +140,7 @@ def step(
         _NO_KEYPOINTS if pose is None else pose.keypoints_px.astype(np.float64),
         _NO_CONFIDENCES if pose is None else pose.confidences.astype(np.float64),
     )
-    scale, features = measure_movement(
-        state.scale, time_s, smooth.keypoints_px, smooth.confidences
-    )
+    scale, features = measure_movement(state.scale, time_s, smooth.keypoints_px, smooth.confidences)
     view_state, angles, view = measure_angles(
         state.view, smooth.keypoints_px, smooth.sd_px, smooth.confidences, time_s
     )
@@ -156,7 +149,6 @@ def step(
         count_step(movement, counter, seen)
         for movement, counter in zip(config.movements, state.counters, strict=True)
     )
-    previous = state.counters
     state = SessionState(
         filter=filter_state,
         scale=scale,
@@ -186,7 +178,7 @@ def step(
         exercise=None if index is None else config.movements[index].exercise,
         phase=Phase.UNKNOWN
         if index is None
-        else phase_of(config.movements[index], counters[index], previous[index].progress),
+        else phase_of(config.movements[index], counters[index]),
         progress=float("nan") if index is None else counters[index].progress,
         n_repetitions=0 if index is None else len(counters[index].repetitions),
     )

@@ -1,4 +1,4 @@
-"""Smooth keypoints in time: a Kalman or One-Euro filter, short gaps bridged, left/right swaps undone.
+"""Smooth keypoints in time: a Kalman or One-Euro filter, short gaps bridged, swaps undone.
 
 Both filters are frozen solvers with `initial_state` and `step`; all state is in the state object,
 so a stream may be cut anywhere and continued from the state it had there. Both are causal: the
@@ -9,32 +9,19 @@ constants serves a face-filling and a far-away person.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from pose_analyzer.skeletons import N_KEYPOINTS, Coco
+from pose_analyzer.keypoint_repair import (
+    Expectation,
+    RepairedKeypoints,
+    body_size_px,
+    undo_swaps,
+)
+from pose_analyzer.skeletons import N_KEYPOINTS
 from pose_analyzer.types import KeypointFlag
-
-# Limb chains whose sides detectors confuse; each row is (left, right).
-_LEG: Final = np.array(
-    [
-        (Coco.LEFT_HIP, Coco.RIGHT_HIP),
-        (Coco.LEFT_KNEE, Coco.RIGHT_KNEE),
-        (Coco.LEFT_ANKLE, Coco.RIGHT_ANKLE),
-    ]
-)
-_ARM: Final = np.array(
-    [
-        (Coco.LEFT_SHOULDER, Coco.RIGHT_SHOULDER),
-        (Coco.LEFT_ELBOW, Coco.RIGHT_ELBOW),
-        (Coco.LEFT_WRIST, Coco.RIGHT_WRIST),
-    ]
-)
-_CHAIN_PAIRS: Final = np.stack([_LEG, _ARM])  # (chains, pairs, side)
-_CHAIN_JOINTS: Final = _CHAIN_PAIRS.reshape(2, 6)
-_CHAIN_MIRRORED: Final = _CHAIN_PAIRS[:, :, ::-1].reshape(2, 6)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +32,8 @@ class FilteredKeypoints:
     """NaN where a keypoint was never seen or is lost for longer than the bridge."""
     velocities_px_s: Float[np.ndarray, "17 2"]
     sd_px: Float[np.ndarray, "17"]
-    """Standard deviation of each coordinate; NaN where the keypoint is."""
+    """Standard deviation of each coordinate, the detector's steady part included; NaN where the
+    keypoint is."""
     confidences: Float[np.ndarray, "17"]
     """Of the measurement used, after swaps were undone; 0 where there was none."""
     flags: UInt8[np.ndarray, "17"]
@@ -74,22 +62,26 @@ class FilterState:
 
 @dataclass(frozen=True, slots=True)
 class NoiseModel:
-    """Standard deviation of a measured keypoint: `(floor + slope * (1 - confidence)) * body size`.
+    """How far measured keypoints are from the joints, as fractions of `body_size_px`.
 
-    Both constants are fractions of `body_size_px`, fitted to the residuals of four calibrated
-    cameras (`benchmarks/multiview_angles.py`).
+    What changes from frame to frame, `floor + slope * (1 - confidence)`, is filtered; a detector
+    also puts a joint steadily beside where it is, which no filter removes. Slope and bias are
+    what four calibrated cameras show (`benchmarks/multiview_angles.py`); the floor is taken above
+    the jitter seen there, for stillness at rest (`benchmarks/smoothing.py`).
     """
 
-    floor_ratio: float = 0.012
-    slope_ratio: float = 0.08
+    floor_ratio: float = 0.015
+    slope_ratio: float = 0.06
+    bias_ratio: float = 0.012
 
     def sd_px(
         self, confidences: Float[np.ndarray, "17"], body_size_px: float
     ) -> Float[np.ndarray, "17"]:
-        """Standard deviation of each coordinate of each keypoint."""
+        """Standard deviation of each coordinate from frame to frame."""
         return (self.floor_ratio + self.slope_ratio * (1.0 - confidences)) * body_size_px
 
 
+@runtime_checkable
 class KeypointFilter(Protocol):
     """A causal filter over one person's keypoints."""
 
@@ -121,79 +113,11 @@ def _empty_state() -> FilterState:
     )
 
 
-def body_size_px(
-    keypoints_px: Float[np.ndarray, "17 2"], usable: Bool[np.ndarray, "17"]
-) -> float:
-    """How large the person appears: the diagonal of the box around the usable keypoints.
-
-    Returns
-    -------
-    float
-        Pixels; NaN with fewer than two usable keypoints.
-    """
-    points = keypoints_px[usable]
-    if len(points) < 2:
-        return float("nan")
-    span = points.max(axis=0) - points.min(axis=0)
-    return float(np.hypot(span[0], span[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Repair:
-    """Measurement after swaps were undone."""
-
-    keypoints_px: Float[np.ndarray, "17 2"]
-    confidences: Float[np.ndarray, "17"]
-    flags: UInt8[np.ndarray, "17"]
-    swapped_since_s: Float[np.ndarray, "2"]
-
-
-def undo_swaps(
-    state: FilterState,
-    predicted_px: Float[np.ndarray, "17 2"],
-    time_s: float,
-    keypoints_px: Float[np.ndarray, "17 2"],
-    confidences: Float[np.ndarray, "17"],
-    patience_s: float = 0.5,
-) -> _Repair:
-    """Exchange left and right of a limb chain where that continues the motion far better.
-
-    A chain (hips-knees-ankles or shoulders-elbows-wrists) is exchanged when the exchanged
-    measurement lies closer to the prediction by a factor of three (in squared distance) and the
-    sides are far enough apart to tell. A detector that keeps the exchanged labels for longer than
-    `patience_s` is believed: the person has turned.
-    """
-    direct = keypoints_px[_CHAIN_JOINTS]
-    mirrored = keypoints_px[_CHAIN_MIRRORED]
-    expected = predicted_px[_CHAIN_JOINTS]
-    weight = np.minimum(confidences[_CHAIN_JOINTS], confidences[_CHAIN_MIRRORED])
-    cost_direct = weight * np.square(direct - expected).sum(axis=-1)
-    cost_mirrored = weight * np.square(mirrored - expected).sum(axis=-1)
-    known = np.isfinite(cost_direct) & np.isfinite(cost_mirrored)
-    cost_direct = np.where(known, cost_direct, 0.0).sum(axis=1)
-    cost_mirrored = np.where(known, cost_mirrored, 0.0).sum(axis=1)
-    # Apart by 8% of the body size (RMS over the chain) or the two sides cannot be told apart.
-    separation = (0.08 * state.body_size_px) ** 2 * np.where(known, weight, 0.0).sum(axis=1)
-    swapped = (3.0 * cost_mirrored < cost_direct) & (cost_direct > separation)
-    if not swapped.any():
-        return _Repair(
-            keypoints_px,
-            confidences,
-            np.zeros(N_KEYPOINTS, dtype=np.uint8),
-            np.full(2, np.inf),
-        )
-    since = np.where(swapped, np.minimum(state.swapped_since_s, time_s), np.inf)
-    put_back = swapped & (time_s - since < patience_s)
-    order = np.arange(N_KEYPOINTS)
-    flags = np.zeros(N_KEYPOINTS, dtype=np.uint8)
-    for chain in np.flatnonzero(put_back):
-        order[_CHAIN_JOINTS[chain]] = _CHAIN_MIRRORED[chain]
-        flags[_CHAIN_JOINTS[chain]] = KeypointFlag.SWAPPED
-    return _Repair(keypoints_px[order], confidences[order], flags, since)
-
-
 def _fresh_body_size(
-    state: FilterState, dt_s: float, keypoints_px: Float[np.ndarray, "17 2"], usable: Bool[np.ndarray, "17"]
+    state: FilterState,
+    dt_s: float,
+    keypoints_px: Float[np.ndarray, "17 2"],
+    usable: Bool[np.ndarray, "17"],
 ) -> float:
     """Low-passed body size; 2 s time constant, since it only scales the noise."""
     measured = body_size_px(keypoints_px, usable)
@@ -205,11 +129,54 @@ def _fresh_body_size(
     return float(state.body_size_px + gain * (measured - state.body_size_px))
 
 
-def _missing(confidences: Float[np.ndarray, "17"], flags: UInt8[np.ndarray, "17"]) -> FilteredKeypoints:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measurement:
+    """One frame, ready to be filtered."""
+
+    time_s: float
+    dt_s: float
+    predicted_px: Float[np.ndarray, "17 2"]
+    repaired: RepairedKeypoints
+    usable: Bool[np.ndarray, "17"]
+    body_size_px: float
+    """NaN while the person has not been seen."""
+
+    @property
+    def usable_confidences(self) -> Float[np.ndarray, "17"]:
+        """0 where a keypoint is missing."""
+        return np.where(self.usable, self.repaired.confidences, 0.0)
+
+
+def _prepare(
+    state: FilterState,
+    time_s: float,
+    keypoints_px: Float[np.ndarray, "17 2"],
+    confidences: Float[np.ndarray, "17"],
+    min_confidence: float,
+) -> _Measurement:
+    dt_s = time_s - state.time_s if np.isfinite(state.time_s) else 0.0
+    if dt_s < 0:
+        raise ValueError(f"time runs backwards: {state.time_s} s, then {time_s} s")
+    predicted_px = state.position_px + dt_s * state.velocity_px_s
+    expectation = Expectation(predicted_px, state.body_size_px, state.swapped_since_s)
+    repaired = undo_swaps(expectation, time_s, keypoints_px, confidences)
+    # A NaN confidence compares False, as a missing keypoint should.
+    usable = (repaired.confidences >= min_confidence) & np.isfinite(repaired.keypoints_px[:, 0])
+    size_px = _fresh_body_size(state, dt_s, repaired.keypoints_px, usable)
+    return _Measurement(time_s, dt_s, predicted_px, repaired, usable, size_px)
+
+
+def _unseen(state: FilterState, measurement: _Measurement) -> tuple[FilterState, FilteredKeypoints]:
+    """The answer while the person has not been seen at all."""
     nothing = np.full((N_KEYPOINTS, 2), np.nan)
-    return FilteredKeypoints(
-        nothing, nothing.copy(), np.full(N_KEYPOINTS, np.nan), np.zeros_like(confidences), flags
+    shown = FilteredKeypoints(
+        nothing,
+        nothing.copy(),
+        np.full(N_KEYPOINTS, np.nan),
+        np.zeros(N_KEYPOINTS),
+        measurement.repaired.flags,
     )
+    return replace(state, time_s=measurement.time_s), shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +189,11 @@ class KalmanFilter:
     """
 
     noise: NoiseModel = NoiseModel()
-    acceleration: float = 12.0
-    """Root spectral density of the acceleration, body sizes per s^1.5."""
+    acceleration: float = 0.3
+    """Root spectral density of the acceleration at rest, body sizes per s^1.5."""
+    acceleration_per_speed: float = 3.0
+    """How much it grows with the keypoint's speed, per body size per second: what moves also
+    changes its speed, what rests stays at rest (the idea of the One-Euro filter)."""
     min_confidence: float = 0.1
     """Keypoints below it count as missing."""
     max_gap_s: float = 0.4
@@ -258,37 +228,34 @@ class KalmanFilter:
         ValueError
             If time runs backwards.
         """
-        dt_s = time_s - state.time_s if np.isfinite(state.time_s) else 0.0
-        if dt_s < 0:
-            raise ValueError(f"time runs backwards: {state.time_s} s, then {time_s} s")
-        predicted_px = state.position_px + dt_s * state.velocity_px_s
-        repair = undo_swaps(state, predicted_px, time_s, keypoints_px, confidences)
-        # A NaN confidence compares False, as a missing keypoint should.
-        usable = (repair.confidences >= self.min_confidence) & np.isfinite(repair.keypoints_px[:, 0])
-        size_px = _fresh_body_size(state, dt_s, repair.keypoints_px, usable)
-        if not np.isfinite(size_px):
-            return replace(state, time_s=time_s), _missing(repair.confidences, repair.flags)
-        return self._update(state, time_s, dt_s, predicted_px, repair, usable, size_px)
+        measurement = _prepare(state, time_s, keypoints_px, confidences, self.min_confidence)
+        if not np.isfinite(measurement.body_size_px):
+            return _unseen(state, measurement)
+        return self._update(state, measurement)
+
+    def _predicted_covariance(
+        self, state: FilterState, dt_s: float, size_px: float
+    ) -> Float[np.ndarray, "3 17"]:
+        p00, p01, p11 = state.covariance
+        speed_px_s = np.hypot(state.velocity_px_s[:, 0], state.velocity_px_s[:, 1])
+        q = np.square(self.acceleration * size_px + self.acceleration_per_speed * speed_px_s)
+        return np.stack(
+            [
+                p00 + dt_s * (2.0 * p01 + dt_s * p11) + q * (dt_s**3 / 3.0),
+                p01 + dt_s * p11 + q * (dt_s**2 / 2.0),
+                p11 + q * dt_s,
+            ]
+        )
 
     def _update(
-        self,
-        state: FilterState,
-        time_s: float,
-        dt_s: float,
-        predicted_px: Float[np.ndarray, "17 2"],
-        repair: _Repair,
-        usable: Bool[np.ndarray, "17"],
-        size_px: float,
+        self, state: FilterState, measurement: _Measurement
     ) -> tuple[FilterState, FilteredKeypoints]:
+        time_s, size_px = measurement.time_s, measurement.body_size_px
+        usable, repair = measurement.usable, measurement.repaired
         alive = time_s - state.measured_s <= self.max_gap_s
-        p00, p01, p11 = state.covariance
-        q = (self.acceleration * size_px) ** 2
-        a00 = p00 + dt_s * (2.0 * p01 + dt_s * p11) + q * dt_s**3 / 3.0
-        a01 = p01 + dt_s * p11 + q * dt_s**2 / 2.0
-        a11 = p11 + q * dt_s
-
-        noise_var = np.square(self.noise.sd_px(np.where(usable, repair.confidences, 0.0), size_px))
-        innovation = repair.keypoints_px - predicted_px
+        a00, a01, a11 = self._predicted_covariance(state, measurement.dt_s, size_px)
+        noise_var = np.square(self.noise.sd_px(measurement.usable_confidences, size_px))
+        innovation = repair.keypoints_px - measurement.predicted_px
         total_var = a00 + noise_var
         far = np.square(innovation).sum(axis=1) > self.gate**2 * 2.0 * total_var
         rejected = usable & alive & far & (state.rejections < self.max_rejections)
@@ -298,7 +265,7 @@ class KalmanFilter:
         gain0 = np.where(corrected, a00 / total_var, 0.0)
         gain1 = np.where(corrected, a01 / total_var, 0.0)
         step_px = np.where(corrected[:, None], innovation, 0.0)
-        position = predicted_px + gain0[:, None] * step_px
+        position = measurement.predicted_px + gain0[:, None] * step_px
         velocity = state.velocity_px_s + gain1[:, None] * step_px
         c00 = a00 - gain0 * a00
         c01 = a01 - gain0 * a01
@@ -329,7 +296,7 @@ class KalmanFilter:
         shown = FilteredKeypoints(
             keypoints_px=np.where(unknown[:, None], np.nan, position),
             velocities_px_s=np.where(unknown[:, None], np.nan, velocity),
-            sd_px=np.where(unknown, np.nan, np.sqrt(c00)),
+            sd_px=np.where(unknown, np.nan, np.sqrt(c00 + (self.noise.bias_ratio * size_px) ** 2)),
             confidences=np.where(measured, repair.confidences, 0.0),
             flags=flags,
         )
@@ -364,16 +331,11 @@ class OneEuroFilter:
         confidences: Float[np.ndarray, "17"],
     ) -> tuple[FilterState, FilteredKeypoints]:
         """Advance to `time_s`; parameters as for `KalmanFilter.step`."""
-        dt_s = time_s - state.time_s if np.isfinite(state.time_s) else 0.0
-        if dt_s < 0:
-            raise ValueError(f"time runs backwards: {state.time_s} s, then {time_s} s")
-        predicted_px = state.position_px + dt_s * state.velocity_px_s
-        repair = undo_swaps(state, predicted_px, time_s, keypoints_px, confidences)
-        usable = (repair.confidences >= self.min_confidence) & np.isfinite(repair.keypoints_px[:, 0])
-        size_px = _fresh_body_size(state, dt_s, repair.keypoints_px, usable)
-        if not np.isfinite(size_px):
-            return replace(state, time_s=time_s), _missing(repair.confidences, repair.flags)
-
+        measurement = _prepare(state, time_s, keypoints_px, confidences, self.min_confidence)
+        if not np.isfinite(measurement.body_size_px):
+            return _unseen(state, measurement)
+        dt_s, size_px = measurement.dt_s, measurement.body_size_px
+        usable, repair = measurement.usable, measurement.repaired
         alive = time_s - state.measured_s <= self.max_gap_s
         corrected = usable & alive
         restarted = usable & ~alive
@@ -388,7 +350,7 @@ class OneEuroFilter:
         gain = _low_pass_gain(self.min_cutoff_hz + self.beta * speed, dt_s)
         position = np.where(known[:, None], state.position_px, np.nan) + gain[:, None] * moved
         position = np.where(restarted[:, None], repair.keypoints_px, position)
-        noise_var = np.square(self.noise.sd_px(np.where(usable, repair.confidences, 0.0), size_px))
+        noise_var = np.square(self.noise.sd_px(measurement.usable_confidences, size_px))
         # Variance of a first-order low-pass of white noise: gain / (2 - gain).
         variance = np.where(corrected, noise_var * gain / (2.0 - gain), noise_var)
         new_state = FilterState(
@@ -405,14 +367,18 @@ class OneEuroFilter:
         shown = FilteredKeypoints(
             keypoints_px=position,
             velocities_px_s=np.where(known[:, None], velocity, np.nan),
-            sd_px=np.where(known, np.sqrt(variance), np.nan),
+            sd_px=np.where(
+                known, np.sqrt(variance + (self.noise.bias_ratio * size_px) ** 2), np.nan
+            ),
             confidences=np.where(measured, repair.confidences, 0.0),
             flags=repair.flags | bridged,
         )
         return new_state, shown
 
 
-def _low_pass_gain(cutoff_hz: Float[np.ndarray, "*n"] | float, dt_s: float) -> Float[np.ndarray, "*n"]:
+def _low_pass_gain(
+    cutoff_hz: Float[np.ndarray, "*n"] | float, dt_s: float
+) -> Float[np.ndarray, "*n"]:
     """Smoothing factor of a first-order low-pass: `1 / (1 + tau / dt)`, `tau = 1 / (2 pi f)`."""
     omega_dt = 2.0 * np.pi * dt_s * np.asarray(cutoff_hz, dtype=np.float64)
     return omega_dt / (1.0 + omega_dt)

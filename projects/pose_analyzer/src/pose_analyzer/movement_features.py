@@ -198,22 +198,21 @@ def measure_movement(
     shoulders = _middle(points[Coco.LEFT_SHOULDER], points[Coco.RIGHT_SHOULDER])
     hips = _middle(points[Coco.LEFT_HIP], points[Coco.RIGHT_HIP])
     ankles_y = [
-        y
-        for y in (points[Coco.LEFT_ANKLE][1], points[Coco.RIGHT_ANKLE][1])
-        if not math.isnan(y)
+        y for y in (points[Coco.LEFT_ANKLE][1], points[Coco.RIGHT_ANKLE][1]) if not math.isnan(y)
     ]
     floor_y = max(ankles_y, default=math.nan)
-    rises = [
-        points[shoulder][1] - points[shoulder + 4][1]
-        for shoulder in (Coco.LEFT_SHOULDER, Coco.RIGHT_SHOULDER)
-    ]
-    wrists = confidence[Coco.LEFT_WRIST], confidence[Coco.RIGHT_WRIST]
-    hand_rise = _merge(*rises, *wrists)
+    hands = (
+        points[Coco.LEFT_SHOULDER][1] - points[Coco.LEFT_WRIST][1],
+        points[Coco.RIGHT_SHOULDER][1] - points[Coco.RIGHT_WRIST][1],
+        confidence[Coco.LEFT_WRIST],
+        confidence[Coco.RIGHT_WRIST],
+    )
+    hand_rise = _merge(*hands)
     features = (
         (floor_y - hips[1]) / trunk_px,
         (floor_y - shoulders[1]) / trunk_px,
         hand_rise / trunk_px,
-        _lower(*rises, *wrists) / trunk_px,
+        _lower(*hands) / trunk_px,
         (floor_y - shoulders[1] + hand_rise) / trunk_px,
         _distance(points[Coco.LEFT_ANKLE], points[Coco.RIGHT_ANKLE]) / trunk_px,
         _leg_split(points, trunk_px),

@@ -32,8 +32,8 @@ def _data_dir(name: str) -> Path:
 
 
 def _exercises_dir() -> Path:
-    # A wheel carries a copy of config/exercises (see the package's pyproject.toml).
-    package = Path(__file__).parent / "_exercises"
+    # Wheels carry a copy of config/exercises, put there by hatch_build.py.
+    package = Path(__file__).parent / "exercise_files"
     return CHECKOUT_DIR / "config" / "exercises" if CHECKOUT_DIR is not None else package
 
 
@@ -55,12 +55,3 @@ class Settings(ProjectSettings):
     max_upload_bytes: PositiveInt = 20 * BYTES_PER_MIB
     # A small file may decode to a huge image; 64 million pixels take 192 MB as 8-bit RGB.
     max_image_pixels: PositiveInt = 64_000_000
-
-    @property
-    def exercise_folder(self) -> Path:
-        """Where the exercise definitions are: named, in the checkout, or in the package."""
-        if self.exercises_dir is not None:
-            return self.exercises_dir
-        if CHECKOUT_DIR is not None:
-            return CHECKOUT_DIR / "config" / "exercises"
-        return Path(__file__).parent / "exercise_files"

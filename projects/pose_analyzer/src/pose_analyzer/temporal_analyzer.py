@@ -13,34 +13,35 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from pose_analyzer.movement_features import FEATURE_INDEX, FEATURE_NAMES
-from pose_analyzer.skeletons import ANGLE_NAMES, N_ANGLES
-from pose_analyzer.types import Phase, RangeOfMotion, Repetition
+from pose_analyzer.movement_features import FEATURE_INDEX
+from pose_analyzer.repetition_evidence import (
+    Condition,
+    Evidence,
+    Observation,
+    Zone,
+    accumulate,
+    holds,
+    no_evidence,
+    ranges_of_motion,
+)
+from pose_analyzer.repetition_tempo import Trace, measure_tempo
+from pose_analyzer.types import Phase, Repetition
 
-Zone = Literal["unknown", "start", "full"]
-Where = Literal["start", "full", "all"]
-Statistic = Literal["mean", "min", "max", "range"]
-
-# A position's mean is taken with this memory, so that only its latest moments count.
-_MEMORY_S: Final = 0.4
 # How far a deep movement may widen the start position.
 _MAX_STRETCH: Final = 1.3
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """A statistic of one feature, at one position or over the whole repetition, in bounds.
-
-    A condition on a feature that was never seen fails.
-    """
-
-    feature: str
-    at: Where = "full"
-    statistic: Statistic = "mean"
-    min: float = -math.inf
-    max: float = math.inf
+# A repetition whose beginning was not seen must have been watched for so long.
+_MIN_WATCHED_S: Final = 0.45
+# After so long without knowing the progress, the counter starts over.
+_LOST_S: Final = 1.5
+# A counted repetition is over once progress rises again by so much above its lowest value.
+_SETTLED_RISE: Final = 0.05
+# Longest course of progress that is remembered.
+_TRACE_S: Final = 30.0
+# Slower than this part of the way per second is holding; speeds are averaged over _SPEED_S.
+_HOLD_SPEED_PER_S: Final = 0.25
+_SPEED_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +70,15 @@ class Movement:
     conditions: tuple[tuple[Condition, ...], ...] = ()
     """All must hold; each is a tuple of alternatives of which one suffices."""
 
+    @property
+    def eccentric_first(self) -> bool:
+        """Whether a repetition begins with the eccentric phase."""
+        return self.first_phase == "eccentric"
+
     def progress(self, features: Float[np.ndarray, "12"]) -> float:
         """0 at the start position, 1 at the full one; NaN if the feature is unknown."""
         value = float(features[FEATURE_INDEX[self.feature]])
         return (value - self.start) / (self.full - self.start)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Extremes:
-    """Running statistics since the last counted repetition."""
-
-    start_mean: Float[np.ndarray, "12"]
-    full_mean: Float[np.ndarray, "12"]
-    feature_min: Float[np.ndarray, "12"]
-    feature_max: Float[np.ndarray, "12"]
-    angle_min_deg: Float[np.ndarray, "12"]
-    angle_max_deg: Float[np.ndarray, "12"]
-    n_trusted: Float[np.ndarray, "12"]
-    n_frames: int
-    depth: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,201 +90,39 @@ class CounterState:
     """Since when the person has been watched without a break."""
     seen_s: float = math.nan
     """When progress was last known."""
+    progress: float = math.nan
+    speed_per_s: float = 0.0
+    """Smoothed rate of progress."""
     zone: Zone = "unknown"
     """The position reached last."""
     here: Zone = "unknown"
     """The position held now; unknown between the two."""
-    progress: float = math.nan
     left_start_s: float = math.nan
-    entered_full_s: float = math.nan
     left_full_s: float = math.nan
-    entered_start_s: float = math.nan
-    turn_s: float = math.nan
-    extremes: _Extremes | None = None
-    counted: bool = False
-    """The repetition under way is counted already (concentric-first exercises)."""
+    trace: Trace = ()
+    """Course of the repetition under way."""
+    evidence: Evidence | None = None
+    open: bool = False
+    """The latest repetition is counted but not over: its end and ranges may still grow."""
     repetitions: tuple[Repetition, ...] = ()
     n_rejected: int = 0
     """Full movements that were no repetition of this exercise."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Observation:
-    """One frame as the counter sees it."""
-
-    time_s: float
-    features: Float[np.ndarray, "12"]
-    angles_deg: Float[np.ndarray, "12"]
-    angles_trusted: Bool[np.ndarray, "12"]
-
-
-# A repetition whose beginning was not seen must have been watched for so long.
-_MIN_WATCHED_S: Final = 0.45
-# After so long without knowing the progress, the counter starts over.
-_LOST_S: Final = 1.5
-
-
-def _no_extremes() -> _Extremes:
-    n = len(FEATURE_NAMES)
-    return _Extremes(
-        start_mean=np.full(n, np.nan),
-        full_mean=np.full(n, np.nan),
-        feature_min=np.full(n, np.inf),
-        feature_max=np.full(n, -np.inf),
-        angle_min_deg=np.full(N_ANGLES, np.inf),
-        angle_max_deg=np.full(N_ANGLES, -np.inf),
-        n_trusted=np.zeros(N_ANGLES),
-        n_frames=0,
-        depth=-math.inf,
-    )
-
-
-def _blend(
-    mean: Float[np.ndarray, "12"], value: Float[np.ndarray, "12"], gain: float
-) -> Float[np.ndarray, "12"]:
-    blended = mean + gain * (value - mean)
-    return np.where(np.isnan(mean), value, np.where(np.isnan(value), mean, blended))
-
-
-def _accumulate(
-    extremes: _Extremes, observation: Observation, progress: float, dt_s: float, zone: Zone
-) -> _Extremes:
-    gain = 1.0 - math.exp(-dt_s / _MEMORY_S)
-    features, angles = observation.features, observation.angles_deg
-    start_mean, full_mean = extremes.start_mean, extremes.full_mean
-    if zone == "start":
-        start_mean = _blend(start_mean, features, gain)
-    elif zone == "full":
-        full_mean = _blend(full_mean, features, gain)
-    return _Extremes(
-        start_mean=start_mean,
-        full_mean=full_mean,
-        feature_min=np.fmin(extremes.feature_min, features),
-        feature_max=np.fmax(extremes.feature_max, features),
-        angle_min_deg=np.fmin(extremes.angle_min_deg, angles),
-        angle_max_deg=np.fmax(extremes.angle_max_deg, angles),
-        n_trusted=extremes.n_trusted + observation.angles_trusted,
-        n_frames=extremes.n_frames + 1,
-        depth=max(extremes.depth, progress),
-    )
-
-
-def _statistic(condition: Condition, extremes: _Extremes) -> float:
-    index = FEATURE_INDEX[condition.feature]
-    if condition.at == "start":
-        return float(extremes.start_mean[index])
-    if condition.at == "full":
-        return float(extremes.full_mean[index])
-    low, high = float(extremes.feature_min[index]), float(extremes.feature_max[index])
-    return {"min": low, "max": high, "range": high - low, "mean": (low + high) / 2.0}[
-        condition.statistic
-    ]
-
-
-def _holds(condition: Condition, extremes: _Extremes) -> bool:
-    return condition.min <= _statistic(condition, extremes) <= condition.max
-
-
-def _is_repetition(movement: Movement, state: CounterState, time_s: float) -> bool:
-    extremes = state.extremes
-    if extremes is None or not all(
-        any(_holds(condition, extremes) for condition in alternatives)
-        for alternatives in movement.conditions
-    ):
-        return False
-    if movement.first_phase == "eccentric":
-        away_s, travel_s = time_s - state.left_start_s, time_s - state.left_full_s
-    else:
-        away_s, travel_s = time_s - state.left_full_s, time_s - state.left_start_s
-    if movement.first_phase == "eccentric" and math.isnan(state.left_start_s):
-        # Under way when first seen, as a lift from the floor: believed if watched for a while.
-        if time_s - state.since_s < _MIN_WATCHED_S:
-            return False
-    return not (
-        away_s < movement.min_s
-        or travel_s < movement.min_travel_s
-        or travel_s > movement.max_travel_s
-    )
-
-
-def _span_s(begin_s: float, end_s: float) -> float:
-    """Time between two instants; 0 where one was not seen."""
-    span = end_s - begin_s
-    return span if span > 0 else 0.0
-
-
-def _ranges(extremes: _Extremes) -> tuple[RangeOfMotion, ...]:
-    return tuple(
-        RangeOfMotion(
-            angle=name,
-            min_deg=float(extremes.angle_min_deg[i]),
-            max_deg=float(extremes.angle_max_deg[i]),
-            trusted=bool(extremes.n_trusted[i] >= 0.5 * extremes.n_frames),
-        )
-        for i, name in enumerate(ANGLE_NAMES)
-        if np.isfinite(extremes.angle_min_deg[i])
-    )
-
-
-def _counted(movement: Movement, state: CounterState, time_s: float) -> Repetition:
-    assert state.extremes is not None  # noqa: S101 - holds by `_is_repetition`
-    out_s = _span_s(state.left_start_s, state.entered_full_s)
-    if movement.first_phase == "eccentric":
-        start_s = _first_known(state.left_start_s, state.entered_full_s, time_s)
-        eccentric_s, concentric_s = out_s, _span_s(state.left_full_s, time_s)
-        hold_s, turn_s = _span_s(state.entered_full_s, state.left_full_s), state.turn_s
-    else:
-        start_s = _first_known(state.left_start_s, time_s)
-        eccentric_s, concentric_s = 0.0, _span_s(state.left_start_s, time_s)
-        hold_s, turn_s = 0.0, time_s
-    return Repetition(
-        exercise=movement.exercise,
-        number=len(state.repetitions) + 1,
-        start_s=start_s,
-        turn_s=turn_s,
-        end_s=time_s,
-        eccentric_s=eccentric_s,
-        hold_s=hold_s,
-        concentric_s=concentric_s,
-        depth=state.extremes.depth,
-        ranges=_ranges(state.extremes),
-    )
-
-
-def _first_known(*times_s: float) -> float:
-    return next(t for t in times_s if not math.isnan(t))
-
-
-def _zone_of(movement: Movement, progress: float, depth: float) -> Zone:
-    # Somebody who goes beyond the full position has a larger scale altogether.
-    if progress <= movement.enter_start * min(max(1.0, depth), _MAX_STRETCH):
-        return "start"
-    if progress >= movement.enter_full:
-        return "full"
-    return "unknown"
-
-
-def phase_of(movement: Movement, state: CounterState, previous_progress: float) -> Phase:
-    """Phase of the movement: top and bottom are where the concentric phase ends and begins."""
-    if math.isnan(state.progress):
-        return Phase.UNKNOWN
-    zone = state.here
-    eccentric_first = movement.first_phase == "eccentric"
-    if zone == "start":
-        return Phase.TOP if eccentric_first else Phase.BOTTOM
-    if zone == "full":
-        return Phase.BOTTOM if eccentric_first else Phase.TOP
-    if state.zone == "unknown":
-        return Phase.UNKNOWN
-    leaving = state.zone == "start"
-    if math.isfinite(previous_progress) and state.progress != previous_progress:
-        leaving = state.progress > previous_progress
-    return Phase.ECCENTRIC if leaving == eccentric_first else Phase.CONCENTRIC
-
-
 def lose_sight(state: CounterState) -> CounterState:
     """Forget the movement under way, keep what was counted."""
     return CounterState(repetitions=state.repetitions, n_rejected=state.n_rejected)
+
+
+def phase_of(movement: Movement, state: CounterState) -> Phase:
+    """Phase of the movement: top and bottom are where the concentric phase ends and begins."""
+    if math.isnan(state.progress) or state.zone == "unknown":
+        return Phase.UNKNOWN
+    if state.here != "unknown" and abs(state.speed_per_s) < _HOLD_SPEED_PER_S:
+        at_top = (state.here == "start") == movement.eccentric_first
+        return Phase.TOP if at_top else Phase.BOTTOM
+    going_out = state.speed_per_s > 0
+    return Phase.ECCENTRIC if going_out == movement.eccentric_first else Phase.CONCENTRIC
 
 
 def step(movement: Movement, state: CounterState, observation: Observation) -> CounterState:
@@ -311,8 +140,8 @@ def step(movement: Movement, state: CounterState, observation: Observation) -> C
     Returns
     -------
     CounterState
-        Its `repetitions` hold everything counted so far. A repetition that was counted at the
-        full position is completed (eccentric time, end) when the start position is reached again.
+        Its `repetitions` hold everything counted so far. The latest one still grows until the
+        movement settles: end, tempo and ranges of motion are final once the next one begins.
     """
     time_s = observation.time_s
     progress = movement.progress(observation.features)
@@ -320,73 +149,137 @@ def step(movement: Movement, state: CounterState, observation: Observation) -> C
         if time_s - state.seen_s > _LOST_S:
             return replace(lose_sight(state), time_s=time_s)
         return replace(state, time_s=time_s, progress=math.nan)
-    dt_s = time_s - state.time_s if not math.isnan(state.time_s) else 0.0
-    depth = max(progress, state.extremes.depth if state.extremes else -math.inf)
-    here = _zone_of(movement, progress, depth)
-    extremes = _accumulate(
-        state.extremes or _no_extremes(), observation, progress, dt_s, here
-    )
-    turn_s = time_s if progress >= depth else state.turn_s
-    before, left_s = state.here, state.seen_s
-    state = replace(
+    before, seen_s = state.here, state.seen_s
+    state = _observe(movement, state, observation, progress)
+    if before != state.here:
+        if before == "start":
+            state = replace(state, left_start_s=seen_s)
+        elif before == "full":
+            state = replace(state, left_full_s=seen_s)
+        if state.here == "start":
+            state = _arrive_start(movement, state)
+        elif state.here == "full":
+            state = _arrive_full(movement, state)
+    return _refine(movement, state) if state.open else state
+
+
+def _observe(
+    movement: Movement, state: CounterState, observation: Observation, progress: float
+) -> CounterState:
+    """Take in one frame, without judging it."""
+    time_s = observation.time_s
+    dt_s = 0.0 if math.isnan(state.time_s) else time_s - state.time_s
+    evidence = state.evidence or no_evidence()
+    here = _zone_of(movement, progress, max(progress, evidence.depth))
+    speed = state.speed_per_s
+    elapsed_s = time_s - state.seen_s
+    if elapsed_s > 0:
+        gain = 1.0 - math.exp(-elapsed_s / _SPEED_S)
+        speed += gain * ((progress - state.trace[-1][1]) / elapsed_s - speed)
+    trace = (*state.trace, (time_s, progress))
+    if time_s - trace[0][0] > _TRACE_S:
+        trace = trace[1:]
+    return replace(
         state,
         time_s=time_s,
         since_s=time_s if math.isnan(state.since_s) else state.since_s,
         seen_s=time_s,
         progress=progress,
+        speed_per_s=speed,
         here=here,
-        extremes=extremes,
-        turn_s=turn_s,
+        trace=trace,
+        evidence=accumulate(evidence, observation, progress, dt_s, here),
     )
-    if before == here:
-        return state
-    if before == "start":
-        state = replace(state, left_start_s=left_s)
-    elif before == "full":
-        state = replace(state, left_full_s=left_s)
-        if movement.first_phase == "concentric":
-            # The next repetition begins: what was held at the full position is not part of it.
-            state = replace(state, extremes=_no_extremes())
-    if here == "start":
-        return _arrive_start(movement, state, time_s)
-    if here == "full":
-        return _arrive_full(movement, state, time_s)
-    return state
 
 
-def _arrive_start(movement: Movement, state: CounterState, time_s: float) -> CounterState:
+def _zone_of(movement: Movement, progress: float, depth: float) -> Zone:
+    # Somebody who goes beyond the full position has a larger scale altogether.
+    if progress <= movement.enter_start * min(max(1.0, depth), _MAX_STRETCH):
+        return "start"
+    if progress >= movement.enter_full:
+        return "full"
+    return "unknown"
+
+
+def _arrive_start(movement: Movement, state: CounterState) -> CounterState:
     came_from_full = state.zone == "full"
-    state = replace(state, zone="start", entered_start_s=time_s)
-    if not came_from_full:
-        return state
-    if movement.first_phase == "eccentric":
-        return _try_count(movement, state, time_s)
-    if state.counted and state.repetitions:
-        last = state.repetitions[-1]
-        completed = replace(
-            last,
-            end_s=time_s,
-            hold_s=_span_s(last.turn_s, state.left_full_s),
-            eccentric_s=_span_s(state.left_full_s, time_s),
-        )
-        state = replace(state, repetitions=(*state.repetitions[:-1], completed))
-    return replace(state, counted=False)
-
-
-def _arrive_full(movement: Movement, state: CounterState, time_s: float) -> CounterState:
-    came_from_start = state.zone == "start"
-    state = replace(state, zone="full", entered_full_s=time_s)
-    if came_from_start and movement.first_phase == "concentric":
-        return _try_count(movement, state, time_s)
+    state = replace(state, zone="start")
+    if came_from_full and movement.eccentric_first:
+        return _try_count(movement, state)
     return state
 
 
-def _try_count(movement: Movement, state: CounterState, time_s: float) -> CounterState:
-    """Count the repetition that ends here, or note that it was none; start the next one."""
-    fresh = _no_extremes()
-    if not _is_repetition(movement, state, time_s):
-        return replace(state, extremes=fresh, counted=False, n_rejected=state.n_rejected + 1)
-    repetition = _counted(movement, state, time_s)
+def _arrive_full(movement: Movement, state: CounterState) -> CounterState:
+    came_from_start = state.zone == "start"
+    state = replace(state, zone="full")
+    if came_from_start and not movement.eccentric_first:
+        return _try_count(movement, state)
+    return state
+
+
+def _try_count(movement: Movement, state: CounterState) -> CounterState:
+    """Count the repetition that ends here, or note that it was none."""
+    if not _is_repetition(movement, state):
+        return replace(_start_next(state), n_rejected=state.n_rejected + 1)
+    number = len(state.repetitions) + 1
     return replace(
-        state, extremes=fresh, counted=True, repetitions=(*state.repetitions, repetition)
+        state, open=True, repetitions=(*state.repetitions, _measured(movement, state, number))
     )
+
+
+def _is_repetition(movement: Movement, state: CounterState) -> bool:
+    evidence, time_s = state.evidence, state.time_s
+    if evidence is None or not all(
+        any(holds(condition, evidence) for condition in alternatives)
+        for alternatives in movement.conditions
+    ):
+        return False
+    away_s, travel_s = time_s - state.left_full_s, time_s - state.left_start_s
+    if movement.eccentric_first:
+        away_s, travel_s = travel_s, away_s
+        # Under way when first seen, as a lift from the floor: believed if watched for a while.
+        if math.isnan(state.left_start_s) and time_s - state.since_s < _MIN_WATCHED_S:
+            return False
+    # Comparisons with an instant that was not seen (NaN) are false.
+    return not (
+        away_s < movement.min_s
+        or travel_s < movement.min_travel_s
+        or travel_s > movement.max_travel_s
+    )
+
+
+def _measured(movement: Movement, state: CounterState, number: int) -> Repetition:
+    tempo = measure_tempo(state.trace)
+    evidence = state.evidence or no_evidence()
+    eccentric_s, concentric_s = tempo.out_s, tempo.back_s
+    if not movement.eccentric_first:
+        eccentric_s, concentric_s = concentric_s, eccentric_s
+    return Repetition(
+        exercise=movement.exercise,
+        number=number,
+        start_s=tempo.start_s,
+        turn_s=tempo.turn_s,
+        end_s=tempo.end_s,
+        eccentric_s=eccentric_s,
+        hold_s=tempo.hold_s,
+        concentric_s=concentric_s,
+        depth=evidence.depth,
+        ranges=ranges_of_motion(evidence),
+    )
+
+
+def _refine(movement: Movement, state: CounterState) -> CounterState:
+    """Let the latest repetition grow until the start position is settled in."""
+    measured = _measured(movement, state, len(state.repetitions))
+    if state.zone == "start":
+        turn = next(i for i, (time_s, _) in enumerate(state.trace) if time_s >= measured.turn_s)
+        lowest = min(progress for _, progress in state.trace[turn:])
+        left = state.here != "start"
+        if left or state.progress > lowest + _SETTLED_RISE:
+            return _start_next(state)
+    return replace(state, repetitions=(*state.repetitions[:-1], measured))
+
+
+def _start_next(state: CounterState) -> CounterState:
+    """Begin the next repetition with the present frame."""
+    return replace(state, open=False, trace=state.trace[-1:], evidence=None)

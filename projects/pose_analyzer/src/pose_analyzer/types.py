@@ -82,7 +82,7 @@ class CameraView:
 
     label: View
     yaw_deg: float
-    """0 = the person faces towards or away from the camera, 90 = seen from the side; NaN unknown."""
+    """0 = facing towards or away from the camera, 90 = seen from the side; NaN unknown."""
     yaw_sd_deg: float
 
 

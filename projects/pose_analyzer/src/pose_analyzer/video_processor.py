@@ -22,6 +22,7 @@ from pose_analyzer.form_session import (
 )
 from pose_analyzer.keypoint_filters import KalmanFilter, KeypointFilter
 from pose_analyzer.ports import FrameSource, PoseDetector
+from pose_analyzer.temporal_analyzer import phase_of
 from pose_analyzer.tracking import PersonTracker, TrackingConfig
 from pose_analyzer.types import (
     BlazePoseLandmarks,
@@ -38,7 +39,6 @@ OnFrame = Callable[[Frame, Sequence[PersonFrame]], None]
 RegionOfInterest = tuple[float, float, float, float]
 
 _QUEUE_FRAMES: Final = 4
-_PHASES: Final = tuple(Phase)
 _VIEWS: Final = tuple(View)
 
 
@@ -101,7 +101,7 @@ class StreamAnalyzer:
         return [_shifted(pose, x0, y0) for pose in poses]
 
     def summary(self, track_id: int) -> tuple[SessionConfig, SessionState]:
-        """Final state of one person."""
+        """What has been found out about one person so far."""
         return self._session, self._states[track_id]
 
 
@@ -137,10 +137,13 @@ class _Columns:
         self._rows: list[np.ndarray] = []
         self._world: list[np.ndarray] = []
         self._time_s: list[float] = []
-        self._codes: list[tuple[int, bool, int, int]] = []
+        self._codes: list[tuple[int, bool, int]] = []
+        # Of every movement: which one it is may be recognised late.
+        self._progress: list[tuple[float, ...]] = []
+        self._phases: list[tuple[Phase, ...]] = []
         self._flags: list[np.ndarray] = []
 
-    def add(self, person: PersonFrame) -> None:
+    def add(self, person: PersonFrame, session: SessionConfig, state: SessionState) -> None:
         row = np.concatenate(
             [
                 person.box_px,
@@ -150,7 +153,7 @@ class _Columns:
                 person.angles.values_deg,
                 person.angles.sd_deg,
                 person.angles.trusted,
-                [person.view.yaw_deg, person.progress],
+                [person.view.yaw_deg],
             ]
         )
         self._rows.append(row.astype(np.float32))
@@ -161,14 +164,10 @@ class _Columns:
             else world.values_deg.astype(np.float32)
         )
         self._time_s.append(person.time_s)
-        self._codes.append(
-            (
-                person.frame_index,
-                person.detected,
-                _PHASES.index(person.phase),
-                _VIEWS.index(person.view.label),
-            )
-        )
+        self._codes.append((person.frame_index, person.detected, _VIEWS.index(person.view.label)))
+        moving = tuple(zip(session.movements, state.counters, strict=True))
+        self._progress.append(tuple(counter.progress for _, counter in moving))
+        self._phases.append(tuple(phase_of(movement, counter) for movement, counter in moving))
         self._flags.append(person.flags)
 
     @property
@@ -181,13 +180,11 @@ class _Columns:
         """Sum of the box areas: how much of the picture the person was, for how long."""
         return float(sum((r[2] - r[0]) * (r[3] - r[1]) for r in self._rows))
 
-    def person(
-        self, track_id: int, session: SessionConfig, state: SessionState
-    ) -> PersonAnalysis:
+    def person(self, track_id: int, session: SessionConfig, state: SessionState) -> PersonAnalysis:
         rows = np.stack(self._rows)
-        parts = np.split(rows, np.cumsum([4, 34, 17, 17, 12, 12, 12, 1]), axis=1)
-        box, keypoints, sd, confidences, angles, angle_sd, trusted, yaw, progress = parts
-        index, detected, phases, views = zip(*self._codes, strict=True)
+        parts = np.split(rows, np.cumsum([4, 34, 17, 17, 12, 12, 12]), axis=1)
+        box, keypoints, sd, confidences, angles, angle_sd, trusted, yaw = parts
+        index, detected, views = zip(*self._codes, strict=True)
         world = np.stack(self._world)
         movement = recognised(session, state)
         known_views = [_VIEWS[v] for v in views if _VIEWS[v] is not View.UNKNOWN]
@@ -209,8 +206,10 @@ class _Columns:
             angles_3d_deg=None if np.isnan(world).all() else world,
             yaw_deg=yaw[:, 0],
             view=Counter(known_views).most_common(1)[0][0] if known_views else View.UNKNOWN,
-            phase=tuple(_PHASES[p] for p in phases),
-            progress=progress[:, 0],
+            phase=tuple(Phase.UNKNOWN if movement is None else p[movement] for p in self._phases),
+            progress=np.array(
+                [np.nan if movement is None else p[movement] for p in self._progress]
+            ),
         )
 
 
@@ -287,7 +286,8 @@ def process_video(
             started = time.perf_counter()
             people = analyzer.analyse(frame)
             for person in people:
-                columns.setdefault(person.track_id, _Columns()).add(person)
+                session, state = analyzer.summary(person.track_id)
+                columns.setdefault(person.track_id, _Columns()).add(person, session, state)
             analysed = time.perf_counter()
             if on_frame is not None:
                 on_frame(frame, people)

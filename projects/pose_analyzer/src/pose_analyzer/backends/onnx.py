@@ -5,17 +5,21 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from jaxtyping import Float32
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from pose_analyzer.backends._ultralytics import load_pose_network
 from pose_analyzer.errors import BackendFailedError
+
+# From its import on, ONNX Runtime reports its use to Microsoft unless told not to.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 # They have no base class of their own but Exception.
 _ORT_ERRORS: Final = (
@@ -156,9 +160,12 @@ def export_onnx(weights: Path, target: Path, config_dir: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             model = load_pose_network(copy, config_dir)
             try:
-                exported = model.export(
-                    format="onnx", dynamic=True, simplify=False, device="cpu", verbose=False
-                )
+                with warnings.catch_warnings():
+                    # Tracing a network always warns, about nothing its user could change.
+                    warnings.simplefilter("ignore")
+                    exported = model.export(
+                        format="onnx", dynamic=True, simplify=False, device="cpu", verbose=False
+                    )
             except (ImportError, AssertionError, RuntimeError) as error:
                 raise BackendFailedError(
                     weights.stem, f"{weights} cannot be exported to ONNX: {error}"

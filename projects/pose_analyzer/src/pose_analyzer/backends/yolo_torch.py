@@ -50,6 +50,10 @@ class TorchBackend:
             raise BackendFailedError(self._name, "no CUDA device is available.")
         dtype = torch.float16 if half and self._device.type == "cuda" else torch.float32
         network = load_pose_network(path, config_dir).model
+        # YOLO26 has two heads; Ultralytics predicts and exports with the one that needs
+        # suppression unless told otherwise, and fusing drops the other one.
+        if hasattr(network, "end2end"):
+            network.end2end = False
         self._network: torch.nn.Module = network.fuse(verbose=False).eval().to(self._device, dtype)
         self._dtype = dtype
 

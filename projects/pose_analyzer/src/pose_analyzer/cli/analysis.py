@@ -61,7 +61,7 @@ def run_analysis(
     ModelUnavailableError, BackendFailedError
         The detector cannot run here.
     """
-    exercises = load_exercises(settings.exercise_folder)
+    exercises = load_exercises(settings.exercises_dir)
     config = ProcessorConfig(
         exercises=select_exercises(exercises, job.exercise),
         exercise_requested=job.exercise,

@@ -171,8 +171,14 @@ def summary_dict(analysis: VideoAnalysis, files: ResultFiles) -> dict[str, Any]:
     }
 
 
-def _print_summary(analysis: VideoAnalysis, files: ResultFiles) -> None:
+def result_console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
     console = Console()
+    return console if console.is_terminal else Console(width=110)
+
+
+def _print_summary(analysis: VideoAnalysis, files: ResultFiles) -> None:
+    console = result_console()
     if analysis.people:
         console.print(people_table(analysis))
     for problem in analysis.problems:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pose_analyzer.cli.analysis import AnalysisJob, ResultFiles, run_analysis
-from pose_analyzer.cli.analyze import analysis_progress, angle_range_deg
+from pose_analyzer.cli.analyze import analysis_progress, angle_range_deg, result_console
 from pose_analyzer.cli.exits import ExitCode
 from pose_analyzer.cli.progress import download_progress
 from pose_analyzer.model_files import fetch_clip
@@ -43,7 +42,7 @@ def demo(
                 roi=ROOF if name == JUMPING_JACKS else None,
             )
             results.append((name, *run_analysis(job, settings, bar(name), downloads)))
-    console = Console()
+    console = result_console()
     console.print(_table(results))
     for _, _, files in results:
         console.print(str(files.report), soft_wrap=True, highlight=False, markup=False)
@@ -57,7 +56,7 @@ def demo(
     )
     if counted != _EXPECTED_JUMPING_JACKS:
         console.print(
-            f"Expected {_EXPECTED_JUMPING_JACKS} jumping jacks in {JUMPING_JACKS}, counted {counted}."
+            f"Expected {_EXPECTED_JUMPING_JACKS} repetitions in {JUMPING_JACKS}, counted {counted}."
         )
         raise typer.Exit(ExitCode.FAILED)
 

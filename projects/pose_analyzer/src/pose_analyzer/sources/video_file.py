@@ -1,5 +1,6 @@
 """Recorded videos: true timestamps, upright pictures, sampling by time, damage told apart."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class VideoFileSource:
         self._announced_s = float("nan")
         self._shortfall_s = _TRACK_SHORTFALL_S
         self._damage: _Damage | None = None
-        with _open(path) as container:
+        with _opened(path) as container:
             self._info = self._probe(container)
 
     @property
@@ -108,7 +109,7 @@ class VideoFileSource:
     def _read(self, sample_fps: float | None) -> Iterator[Frame]:
         damage = self._damage = _Damage()
         last_slot: int | None = None
-        with _open(self._path) as container:
+        with _opened(self._path) as container:
             stream = _video_stream(container, self._path)
             to_bgr = _BgrConverter(self._coded_size)
             for index, time_s, picture in self._timed(_decode(container, stream, damage), damage):
@@ -251,6 +252,23 @@ class _BgrConverter:
         )
         image: UInt8[np.ndarray, "_ _ 3"] = converted.to_ndarray()
         return np.ascontiguousarray(_orientation(picture).apply(image))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
+    """Open a file and, at the end, let its decoding threads come to rest before it is closed.
+
+    PyAV holds Python's global lock while it waits for those threads to end. A thread that then
+    reports an error to PyAV's log callback, which takes the same lock, blocks the process for
+    ever. The callback is off at first, but importing torchvision turns it on.
+    """
+    av.logging.set_level(None)  # what it would tell is counted and told in `problems`
+    with _open(path) as container:
+        try:
+            yield container
+        finally:
+            for stream in container.streams.video:
+                stream.codec_context.flush_buffers()  # waits without the lock
 
 
 def _open(path: Path) -> InputContainer:

@@ -1,0 +1,141 @@
+"""What was seen during one repetition: feature statistics, conditions on them, ranges of motion."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from pose_analyzer.movement_features import FEATURE_INDEX, FEATURE_NAMES
+from pose_analyzer.skeletons import ANGLE_NAMES, N_ANGLES
+from pose_analyzer.types import RangeOfMotion
+
+Zone = Literal["unknown", "start", "full"]
+Where = Literal["start", "full", "all"]
+Statistic = Literal["mean", "min", "max", "range"]
+
+# A position's mean is taken with this memory, so that only its latest moments count.
+_MEMORY_S: Final = 0.4
+_MIN_TRUSTED_SHARE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A statistic of one feature, at one position or over the whole repetition, in bounds.
+
+    At a position only the mean is known. A condition on a feature that was never seen fails.
+    """
+
+    feature: str
+    at: Where = "full"
+    statistic: Statistic = "mean"
+    min: float = -math.inf
+    max: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """One frame as the counter sees it."""
+
+    time_s: float
+    features: Float[np.ndarray, "12"]
+    angles_deg: Float[np.ndarray, "12"]
+    angles_trusted: Bool[np.ndarray, "12"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """Running statistics of the repetition under way."""
+
+    start_mean: Float[np.ndarray, "12"]
+    full_mean: Float[np.ndarray, "12"]
+    feature_min: Float[np.ndarray, "12"]
+    feature_max: Float[np.ndarray, "12"]
+    angle_min_deg: Float[np.ndarray, "12"]
+    angle_max_deg: Float[np.ndarray, "12"]
+    n_trusted: Float[np.ndarray, "12"]
+    n_frames: int
+    depth: float
+    """Largest progress so far."""
+
+
+def no_evidence() -> Evidence:
+    """Before the first frame of a repetition."""
+    n = len(FEATURE_NAMES)
+    return Evidence(
+        start_mean=np.full(n, np.nan),
+        full_mean=np.full(n, np.nan),
+        feature_min=np.full(n, np.inf),
+        feature_max=np.full(n, -np.inf),
+        angle_min_deg=np.full(N_ANGLES, np.inf),
+        angle_max_deg=np.full(N_ANGLES, -np.inf),
+        n_trusted=np.zeros(N_ANGLES),
+        n_frames=0,
+        depth=-math.inf,
+    )
+
+
+def accumulate(
+    evidence: Evidence, observation: Observation, progress: float, dt_s: float, zone: Zone
+) -> Evidence:
+    """Add one frame, `dt_s` after the previous one and at the position `zone`."""
+    gain = 1.0 - math.exp(-dt_s / _MEMORY_S)
+    features, angles = observation.features, observation.angles_deg
+    start_mean, full_mean = evidence.start_mean, evidence.full_mean
+    if zone == "start":
+        start_mean = _blend(start_mean, features, gain)
+    elif zone == "full":
+        full_mean = _blend(full_mean, features, gain)
+    return Evidence(
+        start_mean=start_mean,
+        full_mean=full_mean,
+        feature_min=np.fmin(evidence.feature_min, features),
+        feature_max=np.fmax(evidence.feature_max, features),
+        angle_min_deg=np.fmin(evidence.angle_min_deg, angles),
+        angle_max_deg=np.fmax(evidence.angle_max_deg, angles),
+        n_trusted=evidence.n_trusted + observation.angles_trusted,
+        n_frames=evidence.n_frames + 1,
+        depth=max(evidence.depth, progress),
+    )
+
+
+def _blend(
+    mean: Float[np.ndarray, "12"], value: Float[np.ndarray, "12"], gain: float
+) -> Float[np.ndarray, "12"]:
+    blended = mean + gain * (value - mean)
+    return np.where(np.isnan(mean), value, np.where(np.isnan(value), mean, blended))
+
+
+def holds(condition: Condition, evidence: Evidence) -> bool:
+    """Whether what was seen meets the condition."""
+    return condition.min <= statistic(condition, evidence) <= condition.max
+
+
+def statistic(condition: Condition, evidence: Evidence) -> float:
+    """The number a condition is about; NaN or infinite where the feature was never seen."""
+    index = FEATURE_INDEX[condition.feature]
+    if condition.at == "start":
+        return float(evidence.start_mean[index])
+    if condition.at == "full":
+        return float(evidence.full_mean[index])
+    low, high = float(evidence.feature_min[index]), float(evidence.feature_max[index])
+    if condition.statistic == "min":
+        return low
+    if condition.statistic == "max":
+        return high
+    return high - low if condition.statistic == "range" else (low + high) / 2.0
+
+
+def ranges_of_motion(evidence: Evidence) -> tuple[RangeOfMotion, ...]:
+    """Extremes of every angle that was seen; trusted if it was in half of the frames."""
+    return tuple(
+        RangeOfMotion(
+            angle=name,
+            min_deg=float(evidence.angle_min_deg[i]),
+            max_deg=float(evidence.angle_max_deg[i]),
+            trusted=bool(evidence.n_trusted[i] >= _MIN_TRUSTED_SHARE * evidence.n_frames),
+        )
+        for i, name in enumerate(ANGLE_NAMES)
+        if np.isfinite(evidence.angle_min_deg[i])
+    )
