@@ -195,8 +195,8 @@ def compare_all(data: Path, work: Path) -> list[Comparison]:
     ]
     for variant in ("lite", "full"):
         bundle = data / f"models/pose_landmarker_{variant}.task"
-        for mode in ("image", "video"):
-            comparisons.append(compare_mediapipe(bundle, mode, clips))
+        modes: tuple[Mode, ...] = ("image", "video")
+        comparisons += [compare_mediapipe(bundle, mode, clips) for mode in modes]
     return comparisons
 
 

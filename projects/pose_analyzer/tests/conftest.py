@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from pose_analyzer.backends._ultralytics import import_ultralytics, ultralytics_installed
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -17,6 +17,7 @@ from pose_analyzer.backends import (
     create_detector,
     export_onnx,
     factory,
+    mediapipe,
 )
 from pose_analyzer.errors import BackendFailedError, ModelUnavailableError, UnknownNameError
 from pose_analyzer.ports import PoseDetector
@@ -118,9 +119,7 @@ class TestEveryDetector:
                 assert 0 <= x0 <= x1 <= width
                 assert 0 <= y0 <= y1 <= height
 
-    def test_images_are_independent(
-        self, detector: PoseDetector, images: list[np.ndarray]
-    ) -> None:
+    def test_images_are_independent(self, detector: PoseDetector, images: list[np.ndarray]) -> None:
         together = detector.detect(images)
         for image, found in zip(images, together, strict=True):
             [alone] = detector.detect([image])
@@ -179,6 +178,7 @@ def test_both_heads_of_yolo26_equal_ultralytics(
 ) -> None:
     """Untrained weights show that their outputs are read as Ultralytics reads them."""
     import torch
+
     from pose_analyzer.backends.yolo_torch import TorchBackend
 
     torch.manual_seed(0)
@@ -269,6 +269,35 @@ class TestMediaPipe:
         detector.detect([frame.image_bgr for frame in squat], [frame.time_s for frame in squat])
         detector.close()
         assert capfd.readouterr().err == ""
+
+
+class TestOpenGlLibraries:
+    """MediaPipe links two libraries that headless machines lack."""
+
+    @pytest.fixture
+    def loaded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+        """What a loader that finds nothing by bare name was asked for with success."""
+        loaded = []
+
+        def load(name: str, mode: int) -> None:
+            if not Path(name).is_file():
+                raise OSError(f"{name}: cannot open shared object file")
+            loaded.append(Path(name).name)
+
+        monkeypatch.setattr(mediapipe.ctypes, "CDLL", load)
+        monkeypatch.setattr(mediapipe, "_GL_FOLDER", tmp_path)
+        return loaded
+
+    def test_those_of_the_environment_are_used(self, loaded: list[str], tmp_path: Path) -> None:
+        (tmp_path / "usr" / "lib").mkdir(parents=True)
+        for library in ("libEGL.so.1", "libGLESv2.so.2", "libGLdispatch.so.0"):
+            (tmp_path / "usr" / "lib" / library).touch()
+        mediapipe._preload_gl("mediapipe-lite")
+        assert loaded == ["libGLdispatch.so.0", "libEGL.so.1", "libGLESv2.so.2"]
+
+    def test_none_anywhere(self, loaded: list[str]) -> None:
+        with pytest.raises(BackendFailedError, match="libegl1 and libgles2"):
+            mediapipe._preload_gl("mediapipe-lite")
 
 
 def test_damaged_bundle(tmp_path: Path) -> None:

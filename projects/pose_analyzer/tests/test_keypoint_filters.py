@@ -9,11 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pose_analyzer.keypoint_filters import (
-    KalmanFilter,
-    OneEuroFilter,
-    body_size_px,
-)
+from pose_analyzer.keypoint_filters import KalmanFilter, OneEuroFilter
+from pose_analyzer.keypoint_repair import body_size_px
 from pose_analyzer.skeletons import MIRRORED_KEYPOINTS, N_KEYPOINTS, Coco
 from pose_analyzer.types import KeypointFlag
 
@@ -21,7 +18,7 @@ from .builders import standing_keypoints
 
 FILTERS = [KalmanFilter(), OneEuroFilter()]
 every_filter = pytest.mark.parametrize("solver", FILTERS, ids=["kalman", "one-euro"])
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=15, deadline=None)
 FPS = 30.0
 LEGS = [11, 12, 13, 14, 15, 16]
 CHAINS = [5, 6, 7, 8, 9, 10, *LEGS]
@@ -360,7 +357,7 @@ class TestKalman:
 @every_filter
 @pytest.mark.parametrize("confidence", [0.95, 0.6])
 def test_the_stated_deviation_is_honest(solver, confidence):
-    """Somebody sways; the detector errs as the noise model says, from frame to frame and steadily."""
+    """Somebody sways; the detector errs as the noise model says, by jitter and steadily."""
     rng = np.random.default_rng(5)
     sure = np.full(N_KEYPOINTS, confidence)
     times_s = np.arange(240) / FPS

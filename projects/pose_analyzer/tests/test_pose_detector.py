@@ -1,6 +1,5 @@
 """YOLO letterboxing, suppression and decoding, on arrays made by hand."""
 
-
 from types import ModuleType
 
 import numpy as np
@@ -100,9 +99,7 @@ def test_letterbox_equals_ultralytics(ultralytics: ModuleType, fixed: bool) -> N
     scores=hnp.arrays(np.float32, 12, elements=st.floats(0, 1, width=32)),
     iou=st.sampled_from([0.3, 0.45, 0.7]),
 )
-def test_suppression_equals_torchvision(
-    boxes: np.ndarray, scores: np.ndarray, iou: float
-) -> None:
+def test_suppression_equals_torchvision(boxes: np.ndarray, scores: np.ndarray, iou: float) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra yolo")
     nms = pytest.importorskip("torchvision", reason="needs the extra yolo").ops.nms
     corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1])

@@ -52,7 +52,9 @@ def write_video(
 ) -> Path:
     """Encode test pictures shown at the given times, in milliseconds unless told."""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=round(1 / time_base) if time_base > Fraction(1, 100) else 30)
+        stream = container.add_stream(
+            codec, rate=round(1 / time_base) if time_base > Fraction(1, 100) else 30
+        )
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         stream.time_base = stream.codec_context.time_base = time_base
@@ -130,9 +132,7 @@ def test_irregular_times_are_kept(tmp_path: Path) -> None:
         ((90, True), "-grb"),
     ],
 )
-def test_pictures_are_upright(
-    tmp_path: Path, rotation: tuple[float, bool], expected: str
-) -> None:
+def test_pictures_are_upright(tmp_path: Path, rotation: tuple[float, bool], expected: str) -> None:
     source = open_source(write_video(tmp_path / "clip.mp4", at_rate(10, 1), rotation=rotation))
 
     image = next(iter(source.frames())).image_bgr
@@ -280,6 +280,7 @@ def test_abandoned_damaged_files_do_not_block(tmp_path: Path) -> None:
         for _ in zip(range(n_frames), frames, strict=False):
             av.logging.set_level(av.logging.ERROR)
         frames.close()
+    av.logging.set_level(None)
 
 
 def test_appended_recordings_are_joined(tmp_path: Path) -> None:

@@ -311,12 +311,14 @@ class TestFailures:
         assert decoder_threads() == []
 
     def test_a_source_that_is_left_early_is_closed(self):
-        closed = threading.Event()
+        read, closed = [], threading.Event()
 
         class Source(FakeSource):
             def frames(self, sample_fps=None):
                 try:
-                    yield from super().frames(sample_fps)
+                    for frame in super().frames(sample_fps):
+                        read.append(frame.index)
+                        yield frame
                 finally:
                     closed.set()
 
@@ -326,3 +328,4 @@ class TestFailures:
         with pytest.raises(RuntimeError):
             process_video(Source(times(60.0)), FakeDetector(squatter(1)), CONFIG, on_frame)
         assert closed.is_set()
+        assert len(read) < 20

@@ -347,7 +347,7 @@ class OneEuroFilter:
         velocity = state.velocity_px_s + derivative_gain * (raw_velocity - state.velocity_px_s)
         velocity = np.where(restarted[:, None], 0.0, velocity)
         speed = np.hypot(velocity[:, 0], velocity[:, 1]) / size_px
-        gain = _low_pass_gain(self.min_cutoff_hz + self.beta * speed, dt_s)
+        gain = np.asarray(_low_pass_gain(self.min_cutoff_hz + self.beta * speed, dt_s))
         position = np.where(known[:, None], state.position_px, np.nan) + gain[:, None] * moved
         position = np.where(restarted[:, None], repair.keypoints_px, position)
         noise_var = np.square(self.noise.sd_px(measurement.usable_confidences, size_px))
@@ -377,8 +377,8 @@ class OneEuroFilter:
 
 
 def _low_pass_gain(
-    cutoff_hz: Float[np.ndarray, "*n"] | float, dt_s: float
-) -> Float[np.ndarray, "*n"]:
+    cutoff_hz: Float[np.ndarray, "17"] | float, dt_s: float
+) -> Float[np.ndarray, "17"] | float:
     """Smoothing factor of a first-order low-pass: `1 / (1 + tau / dt)`, `tau = 1 / (2 pi f)`."""
-    omega_dt = 2.0 * np.pi * dt_s * np.asarray(cutoff_hz, dtype=np.float64)
+    omega_dt = 2.0 * np.pi * dt_s * cutoff_hz
     return omega_dt / (1.0 + omega_dt)

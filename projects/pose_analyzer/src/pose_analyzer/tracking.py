@@ -25,7 +25,7 @@ class TrackingConfig:
     lost_s: float = 1.5
     """A person unseen for longer gets a new id."""
     min_iou: float = 0.1
-    new_track_score: float = 0.4
+    new_track_score: float = 0.5
     """A detection below it continues a track but starts none."""
 
 

@@ -24,6 +24,8 @@ AUTO: Final = "auto"
 # Names of model files are names of detectors; the first three let the settings choose.
 DETECTOR_NAMES: Final = (AUTO, "mediapipe", "yolo", *MODELS)
 _MEDIAPIPE_PREFIX: Final = "mediapipe-"
+_IMAGE_CONFIDENCE: Final = 0.5
+_VIDEO_CONFIDENCE: Final = 0.25
 _MODEL_SUFFIXES: Final = (".pt", ".onnx")
 
 
@@ -49,7 +51,8 @@ def create_detector(
     settings
         Model folders, cache folder and which variant ``yolo`` and ``mediapipe`` mean.
     mode
-        For MediaPipe: ``video`` follows people between frames and needs times.
+        ``video``: frames of one recording in order, with times. MediaPipe follows people between
+        them; YOLO also reports weak detections, which continue a track but should not start one.
     n_people
         Find at most so many. None: as many as the detector can, which is one for MediaPipe.
     progress
@@ -65,7 +68,7 @@ def create_detector(
         It cannot be run on this machine.
     """
     if Path(name).suffix in _MODEL_SUFFIXES:
-        return _yolo(_existing(Path(name)), Path(name).stem, settings, n_people)
+        return _yolo(_existing(Path(name)), Path(name).stem, settings, mode, n_people)
     if name == AUTO:
         name = _choose(settings)
     elif name == "mediapipe":
@@ -77,7 +80,7 @@ def create_detector(
     path = fetch_model(name, settings, progress)
     if name.startswith(_MEDIAPIPE_PREFIX):
         return MediaPipePoseDetector(path, name=name, mode=mode, n_people=n_people or 1)
-    return _yolo(path, name, settings, n_people)
+    return _yolo(path, name, settings, mode, n_people)
 
 
 def _choose(settings: Settings) -> str:
@@ -91,7 +94,10 @@ def _choose(settings: Settings) -> str:
     return _MEDIAPIPE_PREFIX + settings.mediapipe_variant
 
 
-def _yolo(weights: Path, name: str, settings: Settings, n_people: int | None) -> PoseDetector:
+def _yolo(
+    weights: Path, name: str, settings: Settings, mode: Mode, n_people: int | None
+) -> PoseDetector:
+    confidence = _VIDEO_CONFIDENCE if mode == "video" else _IMAGE_CONFIDENCE
     config_dir = settings.cache_dir / "ultralytics"
     if weights.suffix == ".onnx":
         onnx = weights
@@ -100,13 +106,15 @@ def _yolo(weights: Path, name: str, settings: Settings, n_people: int | None) ->
         from pose_analyzer.backends.yolo_torch import TorchBackend  # noqa: PLC0415
 
         torch_backend = TorchBackend(weights, config_dir, name=name, device="cuda:0")
-        return YOLOPoseDetector(torch_backend, n_people=n_people)
+        return YOLOPoseDetector(torch_backend, confidence=confidence, n_people=n_people)
     else:
         onnx = exported_onnx_path(weights, settings)
         if not onnx.is_file():
             export_onnx(weights, onnx, config_dir)
     backend = OnnxBackend(onnx, name=name)
-    return YOLOPoseDetector(backend, n_people=n_people, fixed_hw=backend.fixed_hw)
+    return YOLOPoseDetector(
+        backend, confidence=confidence, n_people=n_people, fixed_hw=backend.fixed_hw
+    )
 
 
 def _existing(path: Path) -> Path:

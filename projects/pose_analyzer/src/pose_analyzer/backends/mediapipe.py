@@ -24,11 +24,11 @@ Mode = Literal["image", "video"]
 _VISIBLE: Final = 0.5  # landmarks above this span the person's box
 # Dispatcher first: the other two need it.
 _GL_LIBRARIES: Final = ("libGLdispatch.so.0", "libEGL.so.1", "libGLESv2.so.2")
-_GL_FOLDER: Final = Path("lib/glvnd/usr/lib/x86_64-linux-gnu")
+_GL_FOLDER: Final = Path(sys.prefix) / "lib" / "glvnd"  # filled by the workspace's set-up
 # What MediaPipe prints at every start, whatever the log level; anything else is passed on.
 _CHATTER: Final = re.compile(
     rb"XNNPACK delegate for CPU|before absl::InitializeLog\(\)|inference_feedback_manager\.cc"
-    rb"|landmark_projection_calculator\.cc|gl_context.*\.cc|TensorFlow Lite"
+    rb"|landmark_projection_calculator\.cc"
 )
 _stderr_lock = threading.Lock()
 
@@ -218,16 +218,16 @@ def _preload_gl(name: str) -> None:
         for library in _GL_LIBRARIES[1:]:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        folder = Path(sys.prefix) / _GL_FOLDER
         try:
             for library in _GL_LIBRARIES:
-                ctypes.CDLL(str(folder / library), mode=ctypes.RTLD_GLOBAL)
+                found = next(_GL_FOLDER.rglob(library), Path(library))
+                ctypes.CDLL(str(found), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise BackendFailedError(
                 name,
-                f"MediaPipe needs libEGL.so.1 and libGLESv2.so.2 ({error}). Run `make install`, "
-                "which puts them into the environment, or install the system packages "
-                "libegl1 and libgles2.",
+                f"MediaPipe needs libEGL.so.1 and libGLESv2.so.2 ({error}). Install the system "
+                "packages libegl1 and libgles2, or run `make install`, which puts them into the "
+                "environment where it can, or use --detector yolo.",
             ) from error
 
 

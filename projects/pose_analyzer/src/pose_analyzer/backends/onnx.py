@@ -68,6 +68,9 @@ class OnnxBackend:
         self._device = "cuda:0" if cuda else "cpu"
         options = ort.SessionOptions()
         options.intra_op_num_threads = n_threads or _n_usable_cores()
+        # Spinning gains 3 ms of 18 on idle cores and costs two thirds of the rate when decoding and
+        # writing share them.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         providers = ["CUDAExecutionProvider"] if cuda else ["CPUExecutionProvider"]
         try:

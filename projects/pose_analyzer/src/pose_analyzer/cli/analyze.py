@@ -137,7 +137,9 @@ def angle_range_deg(person: PersonAnalysis, joint: str) -> tuple[float, float] |
 
 def people_table(analysis: VideoAnalysis) -> Table:
     """One row per person."""
-    table = Table("person", "seen", "view", "exercise", "repetitions", *_SHOWN_ANGLES)
+    table = Table("person", "seen", "view", "exercise", "reps", *_SHOWN_ANGLES)
+    for column in table.columns:
+        column.no_wrap = True
     for person in analysis.people:
         ranges = (angle_range_deg(person, joint) for joint in _SHOWN_ANGLES)
         table.add_row(

@@ -62,7 +62,9 @@ def demo(
 
 
 def _table(results: list[tuple[str, VideoAnalysis, ResultFiles]]) -> Table:
-    table = Table("clip", "people", "exercise", "repetitions", "knee", "elbow", "frames/s")
+    table = Table("clip", "people", "exercise", "reps", "knee", "elbow", "frames/s")
+    for column in table.columns:
+        column.no_wrap = True
     for name, analysis, _ in results:
         first = analysis.people[0] if analysis.people else None
         ranges = [angle_range_deg(first, joint) if first else None for joint in ("knee", "elbow")]

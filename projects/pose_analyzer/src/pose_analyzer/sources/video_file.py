@@ -55,8 +55,8 @@ class _Damage:
 class VideoFileSource:
     """Frames of one video file.
 
-    Pictures are upright (rotation and mirroring of the container applied), have square pixels and
-    the size of the first one. Each call of `frames` reads the file anew.
+    Pictures are upright (rotation and mirroring of the first one applied to all), have square
+    pixels and the size of the first one. Each call of `frames` reads the file anew.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class VideoFileSource:
         last_slot: int | None = None
         with _opened(self._path) as container:
             stream = _video_stream(container, self._path)
-            to_bgr = _BgrConverter(self._coded_size)
+            to_bgr = _BgrConverter(self._coded_size, self._orientation)
             for index, time_s, picture in self._timed(_decode(container, stream, damage), damage):
                 if sample_fps is not None:
                     slot = sampling_slot(time_s, sample_fps, self._info.fps)
@@ -154,8 +154,9 @@ class VideoFileSource:
                 str(self._path), "its video track holds not one readable frame."
             )
         self._coded_size = _square_pixel_size(first, stream)
+        self._orientation = _orientation(first)
         width, height = self._coded_size
-        if _orientation(first).transposed:
+        if self._orientation.transposed:
             width, height = height, width
         track_s, container_s = _track_duration_s(stream), _container_duration_s(container)
         self._announced_s = container_s if track_s is None else track_s
@@ -177,13 +178,13 @@ class VideoFileSource:
         if damage.ended and self._announced_s - damage.end_s > self._shortfall_s:
             yield f"stream ends after {damage.end_s:.1f} s of {self._announced_s:.1f} s announced"
         if damage.n_bad_packets:
-            yield f"{damage.n_bad_packets} damaged packets: pictures may be missing or blurred"
+            yield f"pictures may be missing or blurred: damaged packets ({damage.n_bad_packets})"
         if damage.n_bad_frames:
-            yield f"{damage.n_bad_frames} damaged frames were skipped"
+            yield f"skipped: damaged frames ({damage.n_bad_frames})"
         if damage.n_disordered:
-            yield f"{damage.n_disordered} frames with repeated or disordered times were skipped"
+            yield f"skipped: frames with repeated or disordered times ({damage.n_disordered})"
         if damage.n_jumps:
-            yield f"timestamps start again {damage.n_jumps} times; the parts were joined"
+            yield f"timestamps start again; the parts were joined ({damage.n_jumps + 1})"
 
 
 def sampling_slot(time_s: float, sample_fps: float, source_fps: float) -> int:
@@ -224,7 +225,10 @@ class _Orientation:
 
 
 def _orientation(picture: VideoFrame) -> _Orientation:
-    """Read the display matrix: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 6.2.2)."""
+    """Read the display matrix: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 6.2.2).
+
+    To be asked of one picture only: it then refers to itself and stays in memory for a while.
+    """
     matrix: Any = picture.side_data.get("DISPLAYMATRIX")  # a buffer, typed as object
     if matrix is None:
         return _Orientation(transposed=False, mirror_x=False, mirror_y=False)
@@ -237,8 +241,9 @@ def _orientation(picture: VideoFrame) -> _Orientation:
 class _BgrConverter:
     """Turns decoded pictures into upright BGR arrays of one size."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], orientation: _Orientation) -> None:
         self._width, self._height = size
+        self._orientation = orientation
         # Kept between pictures: setting up the scaler costs more than using it.
         self._reformatter = VideoReformatter()
 
@@ -251,7 +256,7 @@ class _BgrConverter:
             threads=1,  # one picture is too small a job to share: 0.3 ms at 720p against 1.8 ms
         )
         image: UInt8[np.ndarray, "_ _ 3"] = converted.to_ndarray()
-        return np.ascontiguousarray(_orientation(picture).apply(image))
+        return np.ascontiguousarray(self._orientation.apply(image))
 
 
 @contextlib.contextmanager

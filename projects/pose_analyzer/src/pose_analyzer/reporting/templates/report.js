@@ -12,8 +12,8 @@
     let run = [];
     const flush = () => {
       if (run.length > 1) {
-        for (const i of run) { x.push(time[i]); y.push(angle.deg[i] + 2 * angle.sd[i]); }
-        for (const i of run.reverse()) { x.push(time[i]); y.push(angle.deg[i] - 2 * angle.sd[i]); }
+        for (const i of run) { x.push(time[i]); y.push(Math.min(180, angle.deg[i] + 2 * angle.sd[i])); }
+        for (const i of run.reverse()) { x.push(time[i]); y.push(Math.max(0, angle.deg[i] - 2 * angle.sd[i])); }
         x.push(null); y.push(null);
       }
       run = [];
