@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from pose_analyzer.backends._ultralytics import import_ultralytics, ultralytics_installed
+from pose_analyzer.ultralytics_library import import_ultralytics, ultralytics_installed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -1,5 +1,6 @@
 """Recorded videos made on the spot: what is read, what is refused, what is reported."""
 
+import gc
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -207,6 +208,18 @@ def test_sampling_at_the_sources_own_rate_or_above_takes_all(
 
     assert len({sampling_slot(time_s, fps, fps) for time_s in uneven_s}) == 50
     assert len({sampling_slot(time_s, fps * faster, fps) for time_s in even_s}) == 50
+
+
+def test_frames_are_freed_at_once(tmp_path: Path) -> None:
+    """Pictures in reference cycles wait for the garbage collector, hundreds of them."""
+    source = open_source(write_video(tmp_path / "clip.mp4", at_rate(30, 4), rotation=(90, False)))
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in source.frames()) == 120
+        assert gc.collect() < 60
+    finally:
+        gc.enable()
 
 
 def test_sampled_frames_are_the_same_pictures(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def load_exercise(path: Path) -> Exercise:
     """
     try:
         return Exercise.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidExerciseError(str(path), f"not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

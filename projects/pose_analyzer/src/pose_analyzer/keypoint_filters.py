@@ -153,15 +153,22 @@ def _prepare(
     keypoints_px: Float[np.ndarray, "17 2"],
     confidences: Float[np.ndarray, "17"],
     min_confidence: float,
+    max_gap_s: float,
 ) -> _Measurement:
     dt_s = time_s - state.time_s if np.isfinite(state.time_s) else 0.0
     if dt_s < 0:
         raise ValueError(f"time runs backwards: {state.time_s} s, then {time_s} s")
     predicted_px = state.position_px + dt_s * state.velocity_px_s
-    expectation = Expectation(predicted_px, state.body_size_px, state.swapped_since_s)
+    # What was seen too long ago says nothing about sides.
+    recent = time_s - state.measured_s <= max_gap_s
+    expectation = Expectation(
+        np.where(recent[:, None], predicted_px, np.nan), state.body_size_px, state.swapped_since_s
+    )
     repaired = undo_swaps(expectation, time_s, keypoints_px, confidences)
     # A NaN confidence compares False, as a missing keypoint should.
-    usable = (repaired.confidences >= min_confidence) & np.isfinite(repaired.keypoints_px[:, 0])
+    usable = (repaired.confidences >= min_confidence) & np.isfinite(
+        repaired.keypoints_px.sum(axis=1)
+    )
     size_px = _fresh_body_size(state, dt_s, repaired.keypoints_px, usable)
     return _Measurement(time_s, dt_s, predicted_px, repaired, usable, size_px)
 
@@ -228,7 +235,9 @@ class KalmanFilter:
         ValueError
             If time runs backwards.
         """
-        measurement = _prepare(state, time_s, keypoints_px, confidences, self.min_confidence)
+        measurement = _prepare(
+            state, time_s, keypoints_px, confidences, self.min_confidence, self.max_gap_s
+        )
         if not np.isfinite(measurement.body_size_px):
             return _unseen(state, measurement)
         return self._update(state, measurement)
@@ -331,7 +340,9 @@ class OneEuroFilter:
         confidences: Float[np.ndarray, "17"],
     ) -> tuple[FilterState, FilteredKeypoints]:
         """Advance to `time_s`; parameters as for `KalmanFilter.step`."""
-        measurement = _prepare(state, time_s, keypoints_px, confidences, self.min_confidence)
+        measurement = _prepare(
+            state, time_s, keypoints_px, confidences, self.min_confidence, self.max_gap_s
+        )
         if not np.isfinite(measurement.body_size_px):
             return _unseen(state, measurement)
         dt_s, size_px = measurement.dt_s, measurement.body_size_px

@@ -39,13 +39,14 @@ def body_size_px(keypoints_px: Float[np.ndarray, "17 2"], usable: Bool[np.ndarra
     Returns
     -------
     float
-        Pixels; NaN with fewer than two usable keypoints.
+        Pixels; NaN with fewer than two usable keypoints or all in one place.
     """
     points = keypoints_px[usable]
     if len(points) < 2:
         return float("nan")
     span = points.max(axis=0) - points.min(axis=0)
-    return float(np.hypot(span[0], span[1]))
+    size = float(np.hypot(span[0], span[1]))
+    return size if size > 0 else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

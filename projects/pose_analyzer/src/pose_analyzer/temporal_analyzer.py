@@ -35,8 +35,10 @@ _MAX_STRETCH: Final = 1.3
 _MIN_WATCHED_S: Final = 0.45
 # After so long without knowing the progress, the counter starts over.
 _LOST_S: Final = 1.5
-# A counted repetition is over once progress rises again by so much above its lowest value.
+# A counted repetition is over once progress rises again by so much above its lowest value, or
+# when nothing has come after it for so long.
 _SETTLED_RISE: Final = 0.05
+_SETTLED_S: Final = 2.0
 # Longest course of progress that is remembered.
 _TRACE_S: Final = 30.0
 # Slower than this part of the way per second is holding; speeds are averaged over _SPEED_S.
@@ -156,6 +158,9 @@ def step(movement: Movement, state: CounterState, observation: Observation) -> C
             state = replace(state, left_start_s=seen_s)
         elif before == "full":
             state = replace(state, left_full_s=seen_s)
+            if not movement.eccentric_first and not state.open:
+                # Nothing was counted there: the next repetition begins on the way down.
+                state = _start_next(state)
         if state.here == "start":
             state = _arrive_start(movement, state)
         elif state.here == "full":
@@ -271,11 +276,14 @@ def _measured(movement: Movement, state: CounterState, number: int) -> Repetitio
 def _refine(movement: Movement, state: CounterState) -> CounterState:
     """Let the latest repetition grow until the start position is settled in."""
     measured = _measured(movement, state, len(state.repetitions))
+    if state.time_s - state.trace[0][0] > _TRACE_S:
+        return _start_next(state)
     if state.zone == "start":
         turn = next(i for i, (time_s, _) in enumerate(state.trace) if time_s >= measured.turn_s)
         lowest = min(progress for _, progress in state.trace[turn:])
         left = state.here != "start"
-        if left or state.progress > lowest + _SETTLED_RISE:
+        rested = state.time_s - measured.end_s > _SETTLED_S
+        if left or rested or state.progress > lowest + _SETTLED_RISE:
             return _start_next(state)
     return replace(state, repetitions=(*state.repetitions[:-1], measured))
 

@@ -30,7 +30,10 @@ class TrackingConfig:
 
 
 class PersonTracker:
-    """Gives each pose a stable, 1-based id. Frames must come in order."""
+    """Gives each pose a stable, 1-based id. Frames must come in order.
+
+    A person gets an id when seen for the second time, so that a single wrong detection is nobody.
+    """
 
     def __init__(self, config: TrackingConfig | None = None) -> None:
         config = config or TrackingConfig()

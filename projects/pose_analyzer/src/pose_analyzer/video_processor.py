@@ -107,7 +107,8 @@ class StreamAnalyzer:
 
 def roi_pixels(roi: RegionOfInterest, width_px: int, height_px: int) -> tuple[int, int, int, int]:
     """The region in whole pixels, at least two wide and high."""
-    x0, y0 = int(roi[0] * width_px), int(roi[1] * height_px)
+    x0 = min(int(roi[0] * width_px), width_px - 2)
+    y0 = min(int(roi[1] * height_px), height_px - 2)
     x1, y1 = round(roi[2] * width_px), round(roi[3] * height_px)
     return x0, y0, min(max(x1, x0 + 2), width_px), min(max(y1, y0 + 2), height_px)
 
@@ -275,7 +276,7 @@ def process_video(
     Raises
     ------
     UnreadableSourceError
-        If the source yields no picture.
+        If the source finds that it holds no picture.
     """
     began = time.perf_counter()
     analyzer = StreamAnalyzer(detector, config)

@@ -1,40 +1,10 @@
-"""The one place that imports Ultralytics (AGPL-3.0, optional extra `yolo`)."""
+"""Opening .pt weights with Ultralytics."""
 
-import importlib
-import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
 from pose_analyzer.errors import BackendFailedError
-
-
-def ultralytics_installed() -> bool:
-    """Whether .pt weights can be read here."""
-    return importlib.util.find_spec("ultralytics") is not None
-
-
-def import_ultralytics(config_dir: Path) -> Any:  # noqa: ANN401 - untyped library
-    """Import Ultralytics so that it neither calls home nor installs packages on its own.
-
-    It reads these variables once, at its first import in the process.
-
-    Parameters
-    ----------
-    config_dir
-        Where it may write its settings; it would use the home folder otherwise.
-
-    Raises
-    ------
-    ImportError
-        It is not installed.
-    """
-    os.environ["YOLO_OFFLINE"] = "true"
-    os.environ["YOLO_AUTOINSTALL"] = "false"
-    os.environ.setdefault("YOLO_VERBOSE", "false")
-    config_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(config_dir))
-    return importlib.import_module("ultralytics")
+from pose_analyzer.ultralytics_library import import_ultralytics
 
 
 def load_pose_network(weights: Path, config_dir: Path) -> Any:  # noqa: ANN401 - untyped library

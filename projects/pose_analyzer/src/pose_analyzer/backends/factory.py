@@ -5,7 +5,6 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
-from pose_analyzer.backends._ultralytics import ultralytics_installed
 from pose_analyzer.backends.mediapipe import MediaPipePoseDetector, Mode
 from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
 from pose_analyzer.errors import ModelUnavailableError, UnknownNameError
@@ -19,6 +18,7 @@ from pose_analyzer.model_files import (
 from pose_analyzer.ports import PoseDetector
 from pose_analyzer.pose_detector import YOLOPoseDetector
 from pose_analyzer.settings import Settings
+from pose_analyzer.ultralytics_library import ultralytics_installed
 
 AUTO: Final = "auto"
 # Names of model files are names of detectors; the first three let the settings choose.

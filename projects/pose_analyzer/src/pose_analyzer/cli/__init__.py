@@ -4,8 +4,8 @@ from typing import Final
 
 import typer
 
-from pose_analyzer.cli.analyze import analyze
-from pose_analyzer.cli.demo import demo
+from pose_analyzer.cli.analyze import analyze_video
+from pose_analyzer.cli.demo import run_demo
 from pose_analyzer.cli.exits import ReportingGroup
 from pose_analyzer.cli.models import models_app
 
@@ -17,8 +17,8 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input.",
 )
-app.command("analyze")(analyze)
-app.command("demo")(demo)
+app.command("analyze")(analyze_video)
+app.command("demo")(run_demo)
 app.add_typer(models_app, name="models")
 
 

@@ -48,7 +48,7 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def analyze(  # noqa: PLR0913 - one parameter per option of the command
+def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
     video: Annotated[Path, typer.Argument(help="The video file.")],
     *,
     exercise: Annotated[
@@ -81,7 +81,7 @@ def analyze(  # noqa: PLR0913 - one parameter per option of the command
         out=out or Path(f"{video.stem}-analysis"),
         exercise=exercise,
         detector=settings.detector if detector == "auto" else detector,
-        roi=parse_roi(roi) if roi else None,
+        roi=parse_roi(roi) if roi is not None else None,
         sample_fps=sample_fps or None,
         n_people=people,
         overlay=overlay,

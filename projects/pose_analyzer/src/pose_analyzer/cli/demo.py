@@ -23,7 +23,7 @@ ROOF: Final = (0.25, 0.0, 0.52, 0.52)
 _EXPECTED_JUMPING_JACKS: Final = 2
 
 
-def demo(
+def run_demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
     detector: Annotated[str, typer.Option(help="As for analyze.")] = "auto",

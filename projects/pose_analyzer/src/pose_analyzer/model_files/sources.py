@@ -1,9 +1,11 @@
 """How each kind of source is read: a plain download, a wheel, a YOLO release."""
 
 import contextlib
+import importlib
 import importlib.util
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable
@@ -20,6 +22,7 @@ from pose_analyzer.model_files.registry import (
     Source,
     UltralyticsSource,
 )
+from pose_analyzer.ultralytics_library import import_ultralytics, ultralytics_installed
 
 CONNECT_TIMEOUT_S: Final = 4.0
 READ_TIMEOUT_S: Final = 60.0
@@ -147,16 +150,16 @@ def download_yolo(source: UltralyticsSource, target: Path, progress: DownloadPro
     SourceFailedError
         ultralytics is not installed, or its download failed.
     """
-    if importlib.util.find_spec("ultralytics") is None:
+    if not ultralytics_installed():
         raise SourceFailedError("the YOLO weights need ultralytics (install the extra 'yolo')")
     _require_contact(YOLO_RELEASE_PAGE)
     progress.start(source.asset, None)
     try:
         # ultralytics talks on stdout, which belongs to our own output.
         with contextlib.redirect_stdout(sys.stderr):
-            from ultralytics.utils.downloads import attempt_download_asset  # noqa: PLC0415
-
-            attempt_download_asset(target, progress=False)
+            import_ultralytics(Path(tempfile.gettempdir()) / "pose-analyzer", offline=False)
+            downloads = importlib.import_module("ultralytics.utils.downloads")
+            downloads.attempt_download_asset(target, progress=False)
     except (OSError, MemoryError) as error:
         raise SourceFailedError(f"release of {source.asset}: {error}") from error
     finally:
