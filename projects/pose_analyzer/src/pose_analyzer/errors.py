@@ -53,6 +53,15 @@ class InvalidExerciseError(PoseAnalyzerError):
         self.reason = reason
 
 
+class OutputFailedError(PoseAnalyzerError):
+    """Results that could not be written."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"Cannot write {path}: {reason}. Name another folder with --out.")
+        self.path = path
+        self.reason = reason
+
+
 class BackendFailedError(PoseAnalyzerError):
     """A detector that could not be started or broke while running."""
 

@@ -1,12 +1,13 @@
 """From a video file to the files a coach opens; what ``analyze`` and ``demo`` have in common."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pose_analyzer.backends import create_detector
+from pose_analyzer.errors import OutputFailedError
 from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
 from pose_analyzer.model_files import DownloadProgress
 from pose_analyzer.rendering import OverlayWriter
@@ -60,6 +61,8 @@ def run_analysis(
         The video or the options are unusable; nothing has been written.
     ModelUnavailableError, BackendFailedError
         The detector cannot run here.
+    OutputFailedError
+        The folder cannot be written to.
     """
     exercises = load_exercises(settings.exercises_dir)
     config = ProcessorConfig(
@@ -81,6 +84,7 @@ def run_analysis(
             job.detector, settings, mode="video", n_people=job.n_people, progress=downloads
         )
         stack.callback(detector.close)
+        stack.enter_context(_writing_to(job.out))
         job.out.mkdir(parents=True, exist_ok=True)
         writer = None
         if files.overlay is not None:
@@ -96,9 +100,19 @@ def run_analysis(
                 on_progress(frame, info)
 
         analysis = process_video(source, detector, config, on_frame)
-    write_analysis_json(analysis, files.analysis)
-    write_angles_csv(analysis, files.angles)
-    write_report_html(
-        analysis, files.report, overlay_name=files.overlay.name if files.overlay else None
-    )
+    with _writing_to(job.out):
+        write_analysis_json(analysis, files.analysis)
+        write_angles_csv(analysis, files.angles)
+        write_report_html(
+            analysis, files.report, overlay_name=files.overlay.name if files.overlay else None
+        )
     return analysis, files
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say plainly which folder could not be written to, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputFailedError(str(folder), error.strerror or str(error)) from error

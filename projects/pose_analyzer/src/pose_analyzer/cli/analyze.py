@@ -68,7 +68,8 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         int | None, typer.Option(min=1, help="Find at most so many people at a time.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: NAME-analysis.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the results; default: NAME-analysis."),
     ] = None,
     overlay: Annotated[bool, typer.Option(help="Write the overlay video.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,

@@ -25,7 +25,9 @@ _EXPECTED_JUMPING_JACKS: Final = 2
 
 def run_demo(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")] = Path(
+        "out/demo"
+    ),
     detector: Annotated[str, typer.Option(help="As for analyze.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
