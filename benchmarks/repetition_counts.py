@@ -18,8 +18,9 @@ from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
 from pose_analyzer.ports import PoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
+from pose_analyzer.stream_analyzer import AnalysisConfig
 from pose_analyzer.types import Pose, VideoAnalysis
-from pose_analyzer.video_processor import ProcessorConfig, process_video
+from pose_analyzer.video_processor import process_video
 from shared_utils.settings import read_settings
 
 
@@ -82,8 +83,8 @@ def total(analysis: VideoAnalysis) -> int:
 def evaluate(clip: dict[str, str], folder: Path, detector_name: str, settings: Settings) -> Row:
     exercises = load_exercises(settings.exercises_dir)
 
-    def config(name: str) -> ProcessorConfig:
-        return ProcessorConfig(select_exercises(exercises, name), name)
+    def config(name: str) -> AnalysisConfig:
+        return AnalysisConfig(select_exercises(exercises, name), name)
 
     path = folder / clip["file"]
     detector = create_detector(detector_name, settings, mode="video")

@@ -215,10 +215,13 @@ def person_analysis(n_frames=121, *, track_id=1, fps=30.0, exercise="squat", wit
         angles_sd_deg=np.array([a.sd_deg for a in angles]).reshape(n_frames, N_ANGLES),
         angles_trusted=np.array([a.trusted for a in angles], bool).reshape(n_frames, N_ANGLES),
         angles_3d_deg=values + 1.0 if with_3d else None,
+        angles_3d_sd_deg=np.full_like(values, 5.0) if with_3d else None,
+        angles_3d_trusted=np.ones(values.shape, bool) if with_3d else None,
         yaw_deg=np.full(n_frames, 85.0),
         view=View.SIDE,
         phase=tuple(_phase(t) for t in time_s),
         progress=progress,
+        n_repetitions=np.minimum(time_s // REPETITION_S, n_repetitions).astype(np.int64),
     )
 
 

@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 
 from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer, roi_pixels
 from pose_analyzer.types import Frame, KeypointFlag, Pose
-from pose_analyzer.video_processor import (
-    ProcessorConfig,
-    StreamAnalyzer,
-    process_video,
-    roi_pixels,
-)
+from pose_analyzer.video_processor import process_video
 
 from .builders import (
     FakeDetector,
@@ -26,7 +22,7 @@ from .builders import (
 )
 
 FPS = 20.0
-CONFIG = ProcessorConfig(exercises=(squat_exercise(),), exercise_requested="squat")
+CONFIG = AnalysisConfig(exercises=(squat_exercise(),), exercise_requested="squat")
 
 
 def times(duration_s: float, fps: float = FPS) -> np.ndarray:
@@ -248,7 +244,7 @@ class TestStreaming:
         live = [analyzer.analyse(frame) for frame in FakeSource(times(3.5)).frames()]
         for person in batch.people:
             rows = [p for people in live for p in people if p.track_id == person.track_id]
-            _, state = analyzer.summary(person.track_id)
+            state = analyzer.state(person.track_id)
             assert person.repetitions == state.counters[0].repetitions
             assert person.repetitions[0].number == 1
             assert person.phase == tuple(row.phase for row in rows)

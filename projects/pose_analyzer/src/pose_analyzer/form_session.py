@@ -11,13 +11,18 @@ import numpy as np
 
 from pose_analyzer.biomechanics import angles_from_world, measure_angles
 from pose_analyzer.camera_view import ViewState, initial_view_state
-from pose_analyzer.keypoint_filters import FilterState, KalmanFilter, KeypointFilter
+from pose_analyzer.keypoint_filters import (
+    FilteredKeypoints,
+    FilterState,
+    KalmanFilter,
+    KeypointFilter,
+)
 from pose_analyzer.movement_features import ScaleState, measure_movement
 from pose_analyzer.repetition_evidence import Observation
 from pose_analyzer.skeletons import N_KEYPOINTS
 from pose_analyzer.temporal_analyzer import CounterState, Movement, lose_sight, phase_of
 from pose_analyzer.temporal_analyzer import step as count_step
-from pose_analyzer.types import PersonFrame, Phase, Pose, Repetition
+from pose_analyzer.types import CameraView, JointAngles, PersonFrame, Phase, Pose, Repetition
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,29 +163,43 @@ def step(
         box_px=state.box_px if pose is None else _as_box(pose),
         score=state.score if pose is None else pose.score,
     )
+    return state, _person_frame(config, state, observation, _Measured(smooth, angles, view))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    smooth: FilteredKeypoints
+    angles: JointAngles
+    view: CameraView
+
+
+def _person_frame(
+    config: SessionConfig, state: SessionState, observation: PoseObservation, measured: _Measured
+) -> PersonFrame:
+    """The answer of one step."""
     index = recognised(config, state)
-    landmarks = None if pose is None else pose.landmarks
-    return state, PersonFrame(
+    counter = None if index is None else state.counters[index]
+    movement = None if index is None else config.movements[index]
+    landmarks = None if observation.pose is None else observation.pose.landmarks
+    return PersonFrame(
         track_id=observation.track_id,
         frame_index=observation.frame_index,
-        time_s=time_s,
-        detected=pose is not None,
+        time_s=observation.time_s,
+        detected=observation.pose is not None,
         score=state.score,
         box_px=np.array(state.box_px),
-        keypoints_px=smooth.keypoints_px,
-        keypoints_sd_px=smooth.sd_px,
-        confidences=smooth.confidences,
-        flags=smooth.flags,
+        keypoints_px=measured.smooth.keypoints_px,
+        keypoints_sd_px=measured.smooth.sd_px,
+        confidences=measured.smooth.confidences,
+        flags=measured.smooth.flags,
         landmarks=landmarks,
-        angles=angles,
+        angles=measured.angles,
         angles_3d=None if landmarks is None else angles_from_world(landmarks),
-        view=view,
-        exercise=None if index is None else config.movements[index].exercise,
-        phase=Phase.UNKNOWN
-        if index is None
-        else phase_of(config.movements[index], counters[index]),
-        progress=float("nan") if index is None else counters[index].progress,
-        n_repetitions=0 if index is None else len(counters[index].repetitions),
+        view=measured.view,
+        exercise=None if movement is None else movement.exercise,
+        phase=Phase.UNKNOWN if movement is None or counter is None else phase_of(movement, counter),
+        progress=float("nan") if counter is None else counter.progress,
+        n_repetitions=0 if counter is None else len(counter.repetitions),
     )
 
 

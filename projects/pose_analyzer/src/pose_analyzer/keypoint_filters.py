@@ -8,8 +8,10 @@ Lengths are scaled by the person's size in the image (`body_size_px`), so that o
 constants serves a face-filling and a far-away person.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -385,6 +387,12 @@ class OneEuroFilter:
             flags=repair.flags | bridged,
         )
         return new_state, shown
+
+
+FILTERS: Final[Mapping[str, KeypointFilter]] = MappingProxyType(
+    {"kalman": KalmanFilter(), "one-euro": OneEuroFilter()}
+)
+"""Filters by the name a user gives."""
 
 
 def _low_pass_gain(

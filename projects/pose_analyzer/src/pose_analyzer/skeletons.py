@@ -57,14 +57,6 @@ BONES: Final[tuple[tuple[Coco, Coco], ...]] = (
     (Coco.RIGHT_KNEE, Coco.RIGHT_ANKLE),
 )
 
-# COCO's per-keypoint constants k_i for object keypoint similarity (cocoeval.py, `sigmas` * 2).
-OKS_SIGMAS: Final = (
-    np.array(
-        [26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89], dtype=np.float64
-    )
-    / 1000.0
-)
-
 N_LANDMARKS: Final = 33
 # The BlazePose landmark that corresponds to each COCO keypoint, in COCO order.
 BLAZEPOSE_OF_COCO: Final = np.array([0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28])

@@ -219,11 +219,15 @@ class PersonAnalysis:
     angles_trusted: Bool[np.ndarray, "frames 12"]
     angles_3d_deg: Float[np.ndarray, "frames 12"] | None
     """From world landmarks; None when the detector gives none."""
+    angles_3d_sd_deg: Float[np.ndarray, "frames 12"] | None
+    angles_3d_trusted: Bool[np.ndarray, "frames 12"] | None
     yaw_deg: Float[np.ndarray, "frames"]
     view: View
     """The most frequent view."""
     phase: tuple[Phase, ...]
     progress: Float[np.ndarray, "frames"]
+    n_repetitions: Int64[np.ndarray, "frames"]
+    """Counted so far, at the moment of counting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,4 +250,4 @@ class VideoAnalysis:
     """What a reader of the results must know, such as a truncated file."""
     elapsed_s: float
     stage_s: dict[str, float]
-    """Wall seconds by stage: decode, detect, analyse, write."""
+    """Wall seconds of the analysing thread: detect, analyse, write, wait_for_frames."""

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Final
 
 from pose_analyzer.backends import create_detector
-from pose_analyzer.errors import OutputFailedError
+from pose_analyzer.errors import OutputFailedError, UnknownNameError
 from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
+from pose_analyzer.keypoint_filters import FILTERS, KeypointFilter
 from pose_analyzer.model_files import DownloadProgress
 from pose_analyzer.rendering import OverlayWriter
 from pose_analyzer.reporting import write_analysis_json, write_angles_csv, write_report_html
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
+from pose_analyzer.stream_analyzer import AnalysisConfig, RegionOfInterest
 from pose_analyzer.types import Frame, PersonFrame, SourceInfo, VideoAnalysis
-from pose_analyzer.video_processor import ProcessorConfig, RegionOfInterest, process_video
+from pose_analyzer.video_processor import process_video
 
 DEFAULT_SAMPLE_FPS: Final = 30.0
 
@@ -34,6 +36,8 @@ class AnalysisJob:
     roi: RegionOfInterest | None = None
     sample_fps: float | None = DEFAULT_SAMPLE_FPS
     n_people: int | None = None
+    smoothing: str = "kalman"
+    """Name in `keypoint_filters.FILTERS`."""
     overlay: bool = True
 
 
@@ -65,20 +69,22 @@ def run_analysis(
         The folder cannot be written to.
     """
     exercises = load_exercises(settings.exercises_dir)
-    config = ProcessorConfig(
+    config = AnalysisConfig(
         exercises=select_exercises(exercises, job.exercise),
         exercise_requested=job.exercise,
         sample_fps=job.sample_fps,
         roi=job.roi,
+        keypoint_filter=_filter(job.smoothing),
     )
     source = open_source(job.video)
-    info = source.info
     files = ResultFiles(
         analysis=job.out / "analysis.json",
         angles=job.out / "angles.csv",
         report=job.out / "report.html",
         overlay=job.out / "overlay.mp4" if job.overlay else None,
     )
+    if files.overlay is not None and files.overlay.resolve() == job.video.resolve():
+        raise OutputFailedError(str(files.overlay), "it is the video to be analysed")
     with ExitStack() as stack:
         detector = create_detector(
             job.detector, settings, mode="video", n_people=job.n_people, progress=downloads
@@ -88,16 +94,13 @@ def run_analysis(
         job.out.mkdir(parents=True, exist_ok=True)
         writer = None
         if files.overlay is not None:
-            fps = min(info.fps, job.sample_fps) if job.sample_fps else info.fps
-            writer = stack.enter_context(
-                OverlayWriter(files.overlay, info.width_px, info.height_px, fps)
-            )
+            writer = stack.enter_context(_overlay_writer(files.overlay, source.info, job))
 
         def on_frame(frame: Frame, people: Sequence[PersonFrame]) -> None:
             if writer is not None:
                 writer.write(frame, people)
             if on_progress is not None:
-                on_progress(frame, info)
+                on_progress(frame, source.info)
 
         analysis = process_video(source, detector, config, on_frame)
     with _writing_to(job.out):
@@ -107,6 +110,17 @@ def run_analysis(
             analysis, files.report, overlay_name=files.overlay.name if files.overlay else None
         )
     return analysis, files
+
+
+def _filter(name: str) -> KeypointFilter:
+    if name not in FILTERS:
+        raise UnknownNameError("smoothing", name, tuple(FILTERS))
+    return FILTERS[name]
+
+
+def _overlay_writer(path: Path, info: SourceInfo, job: AnalysisJob) -> OverlayWriter:
+    fps = min(info.fps, job.sample_fps) if job.sample_fps else info.fps
+    return OverlayWriter(path, info.width_px, info.height_px, fps)
 
 
 @contextmanager

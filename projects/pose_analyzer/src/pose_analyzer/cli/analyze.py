@@ -62,11 +62,14 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         typer.Option(metavar="X0,Y0,X1,Y1", help="Only this zone, in fractions of the image."),
     ] = None,
     sample_fps: Annotated[
-        float, typer.Option(min=0.0, help="Frames analysed per second at most; 0: all.")
+        float, typer.Option(min=0.0, max=1000.0, help="Frames analysed per second; 0: all.")
     ] = DEFAULT_SAMPLE_FPS,
     people: Annotated[
         int | None, typer.Option(min=1, help="Find at most so many people at a time.")
     ] = None,
+    smoothing: Annotated[
+        str, typer.Option(help="Filter of the keypoints: kalman or one-euro.")
+    ] = "kalman",
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for the results; default: NAME-analysis."),
@@ -85,6 +88,7 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         roi=parse_roi(roi) if roi is not None else None,
         sample_fps=sample_fps or None,
         n_people=people,
+        smoothing=smoothing,
         overlay=overlay,
     )
     silent = quiet or as_json

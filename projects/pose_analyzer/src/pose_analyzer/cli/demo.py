@@ -47,7 +47,8 @@ def run_demo(
     console = result_console()
     console.print(_table(results))
     for _, _, files in results:
-        console.print(str(files.report), soft_wrap=True, highlight=False, markup=False)
+        for path in (files.report, files.overlay, files.angles, files.analysis):
+            console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     counted = max(
         (
             len(person.repetitions)

@@ -7,7 +7,12 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from pose_analyzer.errors import InvalidExerciseError, UnknownNameError, UnreadableSourceError
+from pose_analyzer.errors import (
+    InvalidExerciseError,
+    OutputFailedError,
+    UnknownNameError,
+    UnreadableSourceError,
+)
 from shared_utils.errors import InvalidSettingError, ProjectError
 
 
@@ -22,6 +27,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODES: Final[dict[type[Exception], ExitCode]] = {
     UnreadableSourceError: ExitCode.UNUSABLE,
+    OutputFailedError: ExitCode.UNUSABLE,
     UnknownNameError: ExitCode.UNUSABLE,
     InvalidExerciseError: ExitCode.UNUSABLE,
     InvalidSettingError: ExitCode.UNUSABLE,

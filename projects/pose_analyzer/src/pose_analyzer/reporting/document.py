@@ -97,6 +97,8 @@ class AngleColumns(_Model):
         list[Number] | None,
         Field(description="From world landmarks; null when the detector gives none."),
     ]
+    sd_3d_deg: list[Number] | None
+    trusted_3d: list[bool] | None
 
 
 class FrameColumns(_Model):
@@ -257,12 +259,15 @@ def _keypoint(person: PersonAnalysis, k: int) -> KeypointColumns:
 
 
 def _angle(person: PersonAnalysis, k: int) -> AngleColumns:
-    deg_3d = person.angles_3d_deg
+    deg_3d, sd_3d = person.angles_3d_deg, person.angles_3d_sd_deg
+    trusted_3d = person.angles_3d_trusted
     return AngleColumns(
         deg=_rounded(person.angles_deg[:, k], _ANGLE_DECIMALS),
         sd_deg=_rounded(person.angles_sd_deg[:, k], _ANGLE_DECIMALS),
         trusted=person.angles_trusted[:, k].tolist(),
         deg_3d=None if deg_3d is None else _rounded(deg_3d[:, k], _ANGLE_DECIMALS),
+        sd_3d_deg=None if sd_3d is None else _rounded(sd_3d[:, k], _ANGLE_DECIMALS),
+        trusted_3d=None if trusted_3d is None else trusted_3d[:, k].tolist(),
     )
 
 

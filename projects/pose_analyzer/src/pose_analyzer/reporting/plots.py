@@ -98,7 +98,9 @@ def _known(person: PersonAnalysis, name: str) -> bool:
 def _angle(person: PersonAnalysis, sampling: Sampling, name: str) -> dict[str, Any]:
     k = ANGLE_NAMES.index(name)
     side = name.partition("_")[0]
-    in_3d = person.angles_3d_deg
+    in_3d, trusted_3d = person.angles_3d_deg, person.angles_3d_trusted
+    if in_3d is not None and trusted_3d is not None:
+        in_3d = np.where(trusted_3d, in_3d, np.nan)
     return {
         "side": side if side in {"left", "right"} else "centre",
         "deg": sampling.take(person.angles_deg[:, k], 1),

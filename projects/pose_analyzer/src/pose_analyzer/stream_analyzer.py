@@ -1,0 +1,140 @@
+"""Everybody in front of one camera, frame by frame: detection, identity, one session each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pose_analyzer.exercises import AUTO, Exercise
+from pose_analyzer.form_session import (
+    PoseObservation,
+    SessionConfig,
+    SessionState,
+    initial_state,
+    step,
+)
+from pose_analyzer.keypoint_filters import KalmanFilter, KeypointFilter
+from pose_analyzer.ports import PoseDetector
+from pose_analyzer.tracking import PersonTracker, TrackingConfig
+from pose_analyzer.types import BlazePoseLandmarks, Frame, PersonFrame, Pose
+
+RegionOfInterest = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisConfig:
+    """How a recording is analysed."""
+
+    exercises: tuple[Exercise, ...]
+    """One, or all of them for recognition."""
+    exercise_requested: str = AUTO
+    sample_fps: float | None = 30.0
+    """Frames analysed per second of video at most; None: all."""
+    roi: RegionOfInterest | None = None
+    """x0, y0, x1, y1 as fractions of the image: only there people are looked for."""
+    keypoint_filter: KeypointFilter = KalmanFilter()
+    tracking: TrackingConfig = TrackingConfig()
+    bridge_s: float = 0.4
+    """For so long a person is followed through frames where the detector misses them."""
+    min_track_s: float = 0.3
+    """Shorter appearances are dropped, unless the recording itself is short."""
+
+
+class StreamAnalyzer:
+    """People of one camera. Frames must come in order.
+
+    Parameters
+    ----------
+    detector
+        What `analyse` asks for poses; None if poses come from elsewhere, through `observe`.
+    config
+        Exercises, region, filters.
+    """
+
+    def __init__(self, detector: PoseDetector | None, config: AnalysisConfig) -> None:
+        self._detector = detector
+        self._config = config
+        self._session = SessionConfig(
+            tuple(exercise.movement for exercise in config.exercises), config.keypoint_filter
+        )
+        self._tracker = PersonTracker(config.tracking)
+        self._states: dict[int, SessionState] = {}
+        self.detect_s = 0.0
+        """Seconds spent in the detector so far."""
+        self.n_detections = 0
+        """Poses seen so far, whether or not they were followed."""
+
+    @property
+    def session(self) -> SessionConfig:
+        """What every person is analysed for."""
+        return self._session
+
+    def analyse(self, frame: Frame) -> list[PersonFrame]:
+        """Detect and observe everybody in this frame."""
+        began = time.perf_counter()
+        poses = self._detect(frame)
+        self.detect_s += time.perf_counter() - began
+        return self.observe(poses, frame.index, frame.time_s)
+
+    def observe(self, poses: Sequence[Pose], frame_index: int, time_s: float) -> list[PersonFrame]:
+        """Everybody in a frame whose poses are known, by id.
+
+        A person the detector misses is bridged for a short time, and forgotten once the tracker
+        would not know them again.
+        """
+        self.n_detections += len(poses)
+        found = self._tracker.update(poses, time_s)
+        people = []
+        for track_id in sorted(found.keys() | self._states.keys()):
+            pose = found.get(track_id)
+            state = self._states.get(track_id) or initial_state(self._session)
+            unseen_s = 0.0 if pose is not None else time_s - state.pose_s
+            if unseen_s > self._config.bridge_s:
+                if unseen_s > 2.0 * self._config.tracking.lost_s:
+                    del self._states[track_id]
+                continue
+            observation = PoseObservation(track_id, frame_index, time_s, pose)
+            self._states[track_id], person = step(self._session, state, observation)
+            people.append(person)
+        return people
+
+    def state(self, track_id: int) -> SessionState:
+        """What has been found out about a person of the latest frame."""
+        return self._states[track_id]
+
+    def _detect(self, frame: Frame) -> list[Pose]:
+        if self._detector is None:
+            raise TypeError("this analyzer has no detector; hand poses to `observe`")
+        if self._config.roi is None:
+            return self._detector.detect([frame.image_bgr], [frame.time_s])[0]
+        height, width = frame.image_bgr.shape[:2]
+        x0, y0, x1, y1 = roi_pixels(self._config.roi, width, height)
+        poses = self._detector.detect([frame.image_bgr[y0:y1, x0:x1]], [frame.time_s])[0]
+        return [_shifted(pose, x0, y0) for pose in poses]
+
+
+def roi_pixels(roi: RegionOfInterest, width_px: int, height_px: int) -> tuple[int, int, int, int]:
+    """The region in whole pixels, at least two wide and high."""
+    x0 = min(int(roi[0] * width_px), width_px - 2)
+    y0 = min(int(roi[1] * height_px), height_px - 2)
+    x1, y1 = round(roi[2] * width_px), round(roi[3] * height_px)
+    return x0, y0, min(max(x1, x0 + 2), width_px), min(max(y1, y0 + 2), height_px)
+
+
+def _shifted(pose: Pose, x0: int, y0: int) -> Pose:
+    """The same pose in coordinates of the whole image."""
+    landmarks = pose.landmarks
+    if landmarks is not None:
+        landmarks = BlazePoseLandmarks(
+            landmarks.image_px + np.array([x0, y0, 0.0]),
+            landmarks.world_m,
+            landmarks.visibility,
+            landmarks.presence,
+        )
+    return replace(
+        pose,
+        keypoints_px=pose.keypoints_px + np.array([x0, y0]),
+        box_px=pose.box_px + np.array([x0, y0, x0, y0]),
+        landmarks=landmarks,
+    )
