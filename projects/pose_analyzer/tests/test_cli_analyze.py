@@ -365,3 +365,30 @@ def test_a_real_push_up(shared_data, tmp_path):
     assert result.exit_code == 0, result.output
     first = json.loads(result.stdout)["people"][0]
     assert (first["exercise"], first["repetitions"]) == ("push_up", 1)
+
+
+class TestOutput:
+    def test_a_result_never_replaces_the_video_it_comes_from(
+        self, runner, factory, video, tmp_path
+    ):
+        source = tmp_path / "overlay.mp4"
+        source.write_bytes(video.read_bytes())
+        result = analyze(runner, source, tmp_path)
+        assert result.exit_code == 2
+        assert "it is the video to be analysed" in result.stderr
+        assert source.read_bytes() == video.read_bytes()
+
+    def test_a_folder_that_cannot_be_made_is_named(self, runner, factory, video, tmp_path):
+        (tmp_path / "file").touch()
+        result = analyze(runner, video, tmp_path / "file" / "results")
+        assert result.exit_code == 2
+        assert "Name another folder" in result.stderr
+
+    def test_the_other_filter_can_be_chosen(self, runner, factory, video, out):
+        assert analyze(runner, video, out, "--smoothing", "one-euro").exit_code == 0
+        one_euro = (out / "angles.csv").read_text()
+        assert analyze(runner, video, out).exit_code == 0
+        assert (out / "angles.csv").read_text() != one_euro
+        result = analyze(runner, video, out, "--smoothing", "median")
+        assert result.exit_code == 2
+        assert "kalman, one-euro" in result.stderr

@@ -325,3 +325,34 @@ class TestFailures:
             process_video(Source(times(60.0)), FakeDetector(squatter(1)), CONFIG, on_frame)
         assert closed.is_set()
         assert len(read) < 20
+
+
+class TestForgetting:
+    def test_who_left_is_forgotten_by_the_stream_but_not_by_the_recording(self):
+        script = together(absent(squatter(1), (2.5, 60.0)), squatter(0, 480.0))
+        analyzer = StreamAnalyzer(FakeDetector(script), CONFIG)
+        for frame in FakeSource(times(9.0)).frames():
+            last = analyzer.analyse(frame)
+        assert [person.track_id for person in last] == [2]
+        with pytest.raises(KeyError):
+            analyzer.state(1)
+        first = process(script, times(9.0)).people[0]
+        assert first.track_id == 1
+        assert len(first.repetitions) == 1
+
+    def test_poses_may_come_from_elsewhere(self):
+        script = squatter(1)
+        analyzer = StreamAnalyzer(None, CONFIG)
+        own = StreamAnalyzer(FakeDetector(script), CONFIG)
+        for frame in FakeSource(times(3.0)).frames():
+            handed = analyzer.observe(script(frame.time_s), frame.index, frame.time_s)
+            seen = own.analyse(frame)
+            assert [p.n_repetitions for p in handed] == [p.n_repetitions for p in seen]
+        assert handed[0].n_repetitions == 1
+        with pytest.raises(TypeError, match="observe"):
+            analyzer.analyse(frame)
+
+    def test_a_single_sighting_is_said_to_be_one(self):
+        analysis = process(squatter(0), times(0.05))
+        assert analysis.people == ()
+        assert analysis.problems == ("Nobody was seen for long enough to be followed.",)

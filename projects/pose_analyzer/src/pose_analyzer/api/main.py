@@ -15,7 +15,7 @@ from pose_analyzer.api.detectors import DetectorFactory, DetectorPool
 from pose_analyzer.api.problems import install_problem_handlers
 from pose_analyzer.api.routes import router
 from pose_analyzer.api.uploads import BodyLimit
-from pose_analyzer.backends import create_detector
+from pose_analyzer.backends import create_detector, resolve_model
 from pose_analyzer.model_files import MODELS, locate_model
 from pose_analyzer.ports import PoseDetector
 from pose_analyzer.settings import Settings
@@ -24,7 +24,7 @@ from shared_utils.logging import configure_logging
 from shared_utils.settings import read_settings
 
 MAX_PEOPLE: Final = 6
-"""How many people a detector that must know beforehand looks for."""
+"""How many people MediaPipe, which must know beforehand, looks for."""
 
 log = structlog.get_logger()
 
@@ -47,10 +47,11 @@ def image_detector(name: str, settings: Settings) -> PoseDetector:
     ModelUnavailableError
         The model is not here.
     """
-    model = settings.yolo_variant if name == "yolo" else name
-    if model in MODELS and model != f"mediapipe-{settings.mediapipe_variant}":
+    model = resolve_model(name, settings)
+    if model in MODELS and model != resolve_model("mediapipe", settings):
         locate_model(model, settings)
-    return create_detector(name, settings, mode="image", n_people=MAX_PEOPLE)
+    n_people = MAX_PEOPLE if model.startswith("mediapipe-") else None
+    return create_detector(model, settings, mode="image", n_people=n_people)
 
 
 def create_app(settings: Settings, detector_factory: DetectorFactory = image_detector) -> FastAPI:

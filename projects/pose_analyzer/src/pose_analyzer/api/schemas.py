@@ -106,13 +106,13 @@ class ModelInfo(Answer):
 
 
 class Gpu(Answer):
-    """One NVIDIA GPU."""
+    """One NVIDIA GPU; null is what its driver does not tell."""
 
     index: int
-    name: str
-    total_bytes: int
-    used_bytes: int
-    driver_version: str
+    name: str | None
+    total_bytes: int | None
+    used_bytes: int | None
+    driver_version: str | None
 
 
 class LoadedDetector(Answer):

@@ -1,13 +1,15 @@
 """Uploads within bounds: bytes counted while they arrive, pixels before they are decoded."""
 
 import io
+import struct
+import zlib
 from http import HTTPStatus
 from typing import Final
 
 import numpy as np
 from fastapi import HTTPException
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pose_analyzer.api.problems import TooManyPixelsError
@@ -16,6 +18,29 @@ from pose_analyzer.errors import UnreadableSourceError
 ENVELOPE_BYTES: Final = 1 << 14
 """Room for the multipart headers around a file."""
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
+
+# What Pillow's parsers raise for files that are not what they seem to be.
+_MALFORMED: Final = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of this EXIF orientation upright."""
 
 
 class BodyLimit:
@@ -61,7 +86,8 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "
     Returns
     -------
     array
-        BGR. Of an animation the first picture.
+        BGR. Of an animation the first picture; of 16 bits the upper 8. An image whose EXIF cannot
+        be read stays as it is.
 
     Raises
     ------
@@ -74,15 +100,35 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(max_pixels)
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            image.load()
+            turn = _UPRIGHT.get(_orientation(image))
+            rgb = _eight_bits(image).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow has a limit of its own, which may be met before ours.
         raise TooManyPixelsError(max_pixels) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        # What PIL raises for files that are not what they seem to be.
+    except _MALFORMED as error:
         reason = f"not a readable image, expected {', '.join(FORMATS)}"
         raise UnreadableSourceError(name, reason) from error
+    upright = rgb if turn is None else rgb.transpose(turn)
     return np.ascontiguousarray(np.asarray(upright)[:, :, ::-1])
+
+
+def _orientation(image: Image.Image) -> object:
+    """Value of the EXIF tag; None where there is none to be read.
+
+    `ImageOps.exif_transpose` would also write the EXIF anew, which fails on any malformed tag.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _MALFORMED:
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Make 16-bit grey 8-bit, as Pillow does with 16-bit colour; its `convert` would clip grey."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _declared_length(scope: Scope) -> int:

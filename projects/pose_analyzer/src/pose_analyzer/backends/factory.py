@@ -69,18 +69,22 @@ def create_detector(
     """
     if Path(name).suffix in _MODEL_SUFFIXES:
         return _yolo(_existing(Path(name)), Path(name).stem, settings, mode, n_people)
-    if name == AUTO:
-        name = _choose(settings)
-    elif name == "mediapipe":
-        name = _MEDIAPIPE_PREFIX + settings.mediapipe_variant
-    elif name == "yolo":
-        name = settings.yolo_variant
+    name = resolve_model(name, settings)
     if name not in MODELS:
         raise UnknownNameError("detector", name, DETECTOR_NAMES)
     path = fetch_model(name, settings, progress)
     if name.startswith(_MEDIAPIPE_PREFIX):
         return MediaPipePoseDetector(path, name=name, mode=mode, n_people=n_people or 1)
     return _yolo(path, name, settings, mode, n_people)
+
+
+def resolve_model(name: str, settings: Settings) -> str:
+    """Which model ``auto``, ``mediapipe`` or ``yolo`` means here; any other name as it is."""
+    if name == AUTO:
+        return _choose(settings)
+    if name == "mediapipe":
+        return _MEDIAPIPE_PREFIX + settings.mediapipe_variant
+    return settings.yolo_variant if name == "yolo" else name
 
 
 def _choose(settings: Settings) -> str:
