@@ -1,5 +1,6 @@
 import asyncio
 import io
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -7,14 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anyio
 import av
+import hypothesis
 import numpy as np
 import pytest
 import structlog
 from fastapi.testclient import TestClient
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
+from pose_analyzer.api import detectors as api_detectors
 from pose_analyzer.api import main as api_main
+from pose_analyzer.api import routes as api_routes
+from pose_analyzer.api.detectors import DetectorPool
 from pose_analyzer.api.main import create_app, image_detector
 from pose_analyzer.api.problems import MEDIA_TYPE, PROBLEMS
 from pose_analyzer.api.uploads import ENVELOPE_BYTES, decode_image
@@ -27,6 +35,7 @@ from pose_analyzer.ports import PoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.types import Pose
+from shared_utils.gpu import GpuSnapshot
 
 
 class FakeDetector:
@@ -72,7 +81,7 @@ class Factory:
         self.asked.append(name)
         if self.error:
             raise self.error
-        self.made.append(FakeDetector("mediapipe-lite" if name == "auto" else name))
+        self.made.append(FakeDetector(name))
         return self.made[-1]
 
 
@@ -164,7 +173,7 @@ def test_a_detector_is_made_once_and_two_names_of_one_model_share_it(
     for name in ("auto", "mediapipe-lite", "auto", "mediapipe-full"):
         params = {"detector": name}
         assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
-    assert factory.asked == ["auto", "mediapipe-full"]
+    assert factory.asked == ["mediapipe-lite", "mediapipe-full"]
 
 
 def test_detectors_are_closed_at_the_end(settings: Settings, factory: Factory) -> None:
@@ -256,14 +265,50 @@ async def test_an_endless_upload_is_not_read_to_its_end(
         (BackendFailedError("yolo11n-pose", "broke"), 503, "detector-failed"),
     ],
 )
-def test_a_detector_that_cannot_be_had_is_503_and_tried_again(
-    client: TestClient, factory: Factory, error: Exception, status: int, code: str
+def test_a_detector_that_cannot_be_had_is_503_and_tried_again_after_a_while(
+    client: TestClient,
+    factory: Factory,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    code: str,
 ) -> None:
     factory.error = error
-    response = client.post("/detect", files=upload(picture()))
-    assert check_problem(response, status, code) == str(error)
+    for _ in range(3):
+        response = client.post("/detect", files=upload(picture()))
+        assert check_problem(response, status, code) == str(error)
+    assert factory.asked == ["mediapipe-lite"]
     factory.error = None
+    params = {"detector": "mediapipe-full"}
+    assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
+    monkeypatch.setattr(api_detectors, "RETRY_AFTER_S", 0.0)
     assert client.post("/detect", files=upload(picture())).status_code == 200
+
+
+async def test_while_a_model_loads_the_others_work(settings: Settings) -> None:
+    download = threading.Event()
+    made = []
+
+    def factory(name: str, _: Settings) -> PoseDetector:
+        if name == "mediapipe-full":
+            assert download.wait(10)
+        made.append(name)
+        return FakeDetector(name)
+
+    pool = DetectorPool(settings, factory)
+    image_bgr = np.zeros((4, 4, 3), np.uint8)
+    await pool.detect("auto", image_bgr)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(pool.detect, "mediapipe-full", image_bgr)
+        await anyio.sleep(0.05)
+        with anyio.fail_after(5):
+            await pool.detect("auto", image_bgr)
+            await pool.detect("mediapipe-heavy", image_bgr)
+        download.set()
+    assert made == ["mediapipe-lite", "mediapipe-heavy", "mediapipe-full"]
+    await pool.close()
+    assert pool.loaded == ()
 
 
 def test_other_mistakes_of_clients_are_problems_too(client: TestClient) -> None:
@@ -295,8 +340,110 @@ def test_a_photograph_is_turned_upright() -> None:
     exif[0x0112] = 6  # the camera was held in portrait
     image_bgr = decode_image(picture(40, 20, "JPEG", exif=exif), "a.jpg", 10_000)
     assert image_bgr.shape == (40, 20, 3)
+    for orientation in range(9):
+        exif[0x0112] = orientation
+        content = picture(40, 20, "JPEG", exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        rgb = decode_image(content, "a.jpg", 10_000)[:, :, ::-1]
+        np.testing.assert_array_equal(rgb, np.asarray(expected))
     with pytest.raises(UnreadableSourceError, match=r"^a\.txt"):
         decode_image(b"text", "a.txt", 10_000)
+
+
+def test_grey_of_16_bits_is_scaled_to_8() -> None:
+    grey = np.array([[0, 300, 0x8000, 0xFFFF]], dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    image_bgr = decode_image(buffer.getvalue(), "a.png", 100)
+    assert image_bgr.tolist() == [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]
+
+
+# As TIFF writes them: tag, type, number of values, then the value or where it is.
+exif_entries = st.lists(
+    st.tuples(
+        st.sampled_from([0x0100, 0x010F, 0x0112, 0x011A, 0x0132, 0x8769, 0x8825, 0xA005]),
+        st.integers(0, 14),
+        st.sampled_from([0, 1, 2, 5, 0xFFFFFFFF]),
+        st.binary(min_size=4, max_size=4),
+    ),
+    max_size=4,
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the EXIF
+@hypothesis.settings(max_examples=150, deadline=None)
+@given(entries=exif_entries, kind=st.sampled_from(["JPEG", "PNG", "WEBP"]))
+@hypothesis.example(entries=[(0x010F, 0, 6, b"make"), (0x0112, 3, 1, b"\0\6\0\0")], kind="JPEG")
+@hypothesis.example(entries=[(0x0100, 2, 5, b"\0\0\0\0"), (0x0112, 3, 1, b"\0\6\0\0")], kind="PNG")
+def test_an_image_is_read_whatever_its_exif_says(
+    entries: list[tuple[int, int, int, bytes]], kind: str
+) -> None:
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(entries))
+    exif += b"".join(struct.pack(">HHI4s", *entry) for entry in entries) + bytes(4)
+    image_bgr = decode_image(picture(40, 20, kind, exif=exif), "a", 10_000)
+    assert sorted(image_bgr.shape) == [3, 20, 40]
+
+
+# An EXIF block with an orientation and one with a place of its own for its value.
+EXIF = b"Exif\0\0MM\0*\0\0\0\10\0\2\1\17\0\2\0\0\0\6\0\0\0&\1\22\0\3\0\0\0\1\0\6\0\0\0\0\0\0maker\0"
+ORIGINALS = [picture(40, 20, kind, exif=EXIF) for kind in ("JPEG", "PNG", "WEBP")]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_images_are_never_a_defect(settings: Settings, factory: Factory) -> None:
+    changes = st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4
+    )
+
+    @hypothesis.settings(max_examples=300, deadline=None)
+    @given(
+        original=st.sampled_from(ORIGINALS),
+        changes=changes,
+        kept_ratio=st.just(1.0) | st.floats(0.5, 1.0),
+    )
+    def check(original: bytes, changes: list[tuple[float, int]], kept_ratio: float) -> None:
+        content = bytearray(original)
+        for place, value in changes:
+            # Half of them in the first eighth, where the headers are.
+            content[int(place**3 * len(content))] = value
+        n_kept = round(len(content) * kept_ratio)
+        response = client.post("/detect", files=upload(bytes(content[:n_kept])))
+        assert response.status_code in {200, 413, 415}
+
+    app = create_app(settings, factory)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        check()
+
+
+def test_only_mediapipe_is_told_a_number_of_people(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def create(name: str, *_: object, n_people: int | None, **__: object) -> PoseDetector:
+        asked[name] = n_people
+        return FakeDetector(name)
+
+    monkeypatch.setattr(api_main, "create_detector", create)
+    monkeypatch.setattr(api_main, "locate_model", lambda *_: None)
+    for name in ("mediapipe", "yolo", "/srv/own-pose.onnx"):
+        image_detector(name, settings)
+    assert asked == {"mediapipe-lite": 6, "yolo11n-pose": None, "/srv/own-pose.onnx": None}
+
+
+def test_health_tells_what_is_known_of_a_gpu(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = GpuSnapshot(0, "NVIDIA GB10", None, None, "580.1")
+    monkeypatch.setattr(api_routes, "read_gpus", lambda: (known,))
+    (gpu,) = client.get("/health").json()["gpus"]
+    assert gpu == {
+        "index": 0,
+        "name": "NVIDIA GB10",
+        "total_bytes": None,
+        "used_bytes": None,
+        "driver_version": "580.1",
+    }
 
 
 def test_a_client_cannot_make_the_service_download_other_models(
@@ -311,7 +458,7 @@ def test_a_client_cannot_make_the_service_download_other_models(
             image_detector(name, settings)
     for name in ("auto", "mediapipe", "mediapipe-lite"):
         image_detector(name, settings)
-    assert made == ["auto", "mediapipe", "mediapipe-lite"]
+    assert made == ["mediapipe-lite"] * 3
 
 
 @pytest.mark.shared_data

@@ -1,6 +1,8 @@
 """What every detector must do, and what only the real networks can show."""
 
+import contextlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -270,6 +272,30 @@ class TestMediaPipe:
         detector.close()
         assert capfd.readouterr().err == ""
 
+    def test_only_its_start_is_redirected(
+        self, lite: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        redirected = []
+        real = mediapipe._without_chatter
+        monkeypatch.setattr(
+            mediapipe, "_without_chatter", lambda: redirected.append("stderr") or real()
+        )
+        detector = MediaPipePoseDetector(lite, mode="image")
+        assert [detector.detect([image]) for image in images] == [[[]]] * 3
+        detector.close()
+        assert len(redirected) == 2
+
+
+def test_native_messages_before_a_failure_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    chatter = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
+    with mediapipe._without_chatter():
+        os.write(2, chatter + b"of use\n")
+    assert capfd.readouterr().err == "of use\n"
+    with contextlib.suppress(RuntimeError), mediapipe._without_chatter():
+        os.write(2, chatter)
+        raise RuntimeError
+    assert capfd.readouterr().err == chatter.decode()
+
 
 class TestOpenGlLibraries:
     """MediaPipe links two libraries that headless machines lack."""
@@ -312,6 +338,22 @@ def test_damaged_network(tmp_path: Path) -> None:
     path.write_bytes(b"not a network")
     with pytest.raises(BackendFailedError, match="cannot read"):
         OnnxBackend(path)
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [0, 2], []], ids=["classes", "one for all", "images"])
+def test_network_that_is_no_pose_network(tmp_path: Path, axes: list[int]) -> None:
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    weights = [helper.make_tensor("axes", TensorProto.INT64, [len(axes)], axes)]
+    mean = helper.make_node(
+        "ReduceMean", ["images", "axes"], ["output"], keepdims=0, noop_with_empty_axes=1
+    )
+    graph = helper.make_graph([mean], "classifier", [images], [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "classifier.onnx")
+    detector = YOLOPoseDetector(OnnxBackend(tmp_path / "classifier.onnx"))
+    with pytest.raises(BackendFailedError, match=r"classifier.*not a pose network.*shape"):
+        detector.detect([np.zeros((64, 64, 3), np.uint8)] * 2)
 
 
 def test_network_of_one_size_and_batch(no_models: Settings, tmp_path: Path) -> None:

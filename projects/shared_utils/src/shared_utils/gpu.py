@@ -1,21 +1,23 @@
 """Facts about NVIDIA GPUs. This is the only module that talks to NVML."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pynvml
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSnapshot:
-    """One GPU at one moment."""
+    """One GPU at one moment; None is what its driver does not tell."""
 
     index: int
     """As NVML counts; CUDA_VISIBLE_DEVICES does not change it."""
-    name: str
-    total_bytes: int
-    used_bytes: int
+    name: str | None
+    total_bytes: int | None
+    used_bytes: int | None
     """By all processes, not only this one."""
-    driver_version: str
+    driver_version: str | None
 
 
 def read_gpus() -> tuple[GpuSnapshot, ...]:
@@ -31,21 +33,31 @@ def read_gpus() -> tuple[GpuSnapshot, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        driver_version = pynvml.nvmlSystemGetDriverVersion()
-        return tuple(
-            _snapshot(index, driver_version) for index in range(pynvml.nvmlDeviceGetCount())
-        )
+        driver_version = _ask(pynvml.nvmlSystemGetDriverVersion)
+        n_gpus = _ask(pynvml.nvmlDeviceGetCount) or 0
+        return tuple(_snapshot(index, driver_version) for index in range(n_gpus))
     finally:
-        pynvml.nvmlShutdown()
+        _ask(pynvml.nvmlShutdown)
 
 
-def _snapshot(index: int, driver_version: str) -> GpuSnapshot:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+def _snapshot(index: int, driver_version: str | None) -> GpuSnapshot:
+    handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+    if handle is None:
+        return GpuSnapshot(index, None, None, None, driver_version)
+    # Not supported where the GPU shares the system's memory.
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
     return GpuSnapshot(
         index=index,
-        name=pynvml.nvmlDeviceGetName(handle),
-        total_bytes=int(memory.total),
-        used_bytes=int(memory.used),
+        name=_ask(pynvml.nvmlDeviceGetName, handle),
+        total_bytes=None if memory is None else int(memory.total),
+        used_bytes=None if memory is None else int(memory.used),
         driver_version=driver_version,
     )
+
+
+def _ask(query: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - untyped library
+    """Answer of NVML; None where this driver or GPU has none."""
+    try:
+        return query(*arguments)
+    except pynvml.NVMLError:
+        return None

@@ -60,14 +60,13 @@ class DetectorPool:
         UnknownNameError, ModelUnavailableError, BackendFailedError
             From making or running the detector.
         """
-        # What `auto` means may change until its detector has been loaded.
-        model = self._model_of.get(name) or await to_thread.run_sync(
-            resolve_model, name, self._settings
-        )
+        model = self._model_of.get(name)
+        if model is None:
+            model = await to_thread.run_sync(resolve_model, name, self._settings)
         slot = self._slots.setdefault(model, _Slot())
         async with slot.busy:
             detector = slot.detector or await self._load(model, slot)
-            self._model_of[name] = model
+            self._model_of[name] = model  # not before: what `auto` means may change until then
             (poses,) = await to_thread.run_sync(detector.detect, [image_bgr])
         return detector, poses
 

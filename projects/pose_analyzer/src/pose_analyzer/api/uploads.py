@@ -31,7 +31,7 @@ _MALFORMED: Final = (
     struct.error,
     zlib.error,
 )
-_UPRIGHT: Final = {
+_UPRIGHT: Final[dict[object, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -101,7 +101,7 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(max_pixels)
             image.load()
-            turn = _UPRIGHT.get(_orientation(image))
+            turn = _turn_upright(image)
             rgb = _eight_bits(image).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Pillow has a limit of its own, which may be met before ours.
@@ -113,13 +113,13 @@ def decode_image(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "
     return np.ascontiguousarray(np.asarray(upright)[:, :, ::-1])
 
 
-def _orientation(image: Image.Image) -> object:
-    """Value of the EXIF tag; None where there is none to be read.
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the image by its EXIF tag; None where that is not needed or cannot be read.
 
     `ImageOps.exif_transpose` would also write the EXIF anew, which fails on any malformed tag.
     """
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except _MALFORMED:
         return None
 

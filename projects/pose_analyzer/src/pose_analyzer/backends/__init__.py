@@ -1,6 +1,6 @@
 """Detectors by name: which network, run by what."""
 
-from pose_analyzer.backends.factory import DETECTOR_NAMES, create_detector
+from pose_analyzer.backends.factory import DETECTOR_NAMES, create_detector, resolve_model
 from pose_analyzer.backends.mediapipe import MediaPipePoseDetector
 from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
 
@@ -10,4 +10,5 @@ __all__ = [
     "OnnxBackend",
     "create_detector",
     "export_onnx",
+    "resolve_model",
 ]

@@ -75,7 +75,6 @@ class MediaPipePoseDetector:
         self._mode = mode
         self._last_ms = -1
         self._last_s = float("-inf")
-        self._quiet = True
         _preload_gl(self._name)
         # Imported late: it takes about a second.
         import mediapipe  # noqa: PLC0415
@@ -133,6 +132,7 @@ class MediaPipePoseDetector:
         self._landmarker.close()
 
     def _start(self) -> Any:  # noqa: ANN401 - untyped library
+        self._first = True
         try:
             with _without_chatter():
                 return self._landmarker_type.create_from_options(self._options)
@@ -154,16 +154,17 @@ class MediaPipePoseDetector:
             image_format=self._mediapipe.ImageFormat.SRGB,
             data=cv2.cvtColor(image, cv2.COLOR_BGR2RGB),
         )
+        # The first image may bring the last of the start-up messages. Later ones are not worth a
+        # redirection: it is the whole process's, and makes detectors wait for each other.
+        first, self._first = self._first, False
         try:
-            with _without_chatter() if self._quiet else contextlib.nullcontext():
+            with _without_chatter() if first else contextlib.nullcontext():
                 if time_ms is None:
                     result = self._landmarker.detect(rgb)
                 else:
                     result = self._landmarker.detect_for_video(rgb, time_ms)
         except (OSError, RuntimeError, ValueError) as error:
             raise BackendFailedError(self._name, str(error)) from error
-        if result.pose_landmarks:
-            self._quiet = False  # the last of the start-up messages comes with the first person
         poses = [
             _pose(landmarks, world, image.shape[:2])
             for landmarks, world in zip(
@@ -235,18 +236,21 @@ def _preload_gl(name: str) -> None:
 def _without_chatter() -> Iterator[None]:
     """Hold back what native code writes to stderr and pass on all but MediaPipe's start-up lines.
 
-    The lock keeps two detectors from restoring each other's redirection.
+    After an exception all lines are passed on, as they may tell why. The lock keeps two detectors
+    from restoring each other's redirection.
     """
     with _stderr_lock, tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         real_stderr = os.dup(2)
         os.dup2(captured.fileno(), 2)
+        succeeded = False
         try:
             yield
+            succeeded = True
         finally:
             os.dup2(real_stderr, 2)
             os.close(real_stderr)
             captured.seek(0)
             for line in captured:
-                if not _CHATTER.search(line):
+                if not (succeeded and _CHATTER.search(line)):
                     os.write(2, line)

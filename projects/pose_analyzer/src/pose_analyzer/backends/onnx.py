@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ _ORT_ERRORS: Final = (
     ort_state.NotImplemented,
     ort_state.RuntimeException,
 )
+
+
+# PyTorch's exporter and the redirections around it belong to the whole process.
+_export_lock = threading.Lock()
 
 
 class OnnxBackend:
@@ -122,8 +127,18 @@ class OnnxBackend:
         if n_images < size:
             padding = np.zeros((size - n_images, *part.shape[1:]), np.float32)
             part = np.concatenate([part, padding])
-        output: np.ndarray = self._session.run(None, {self._input.name: part})[0]
-        return output[:n_images]
+        output: Any = self._session.run(None, {self._input.name: part})[0]
+        # Many networks take images. If rows and columns are those of people, the decoder tells.
+        is_array = isinstance(output, np.ndarray)
+        if not is_array or output.ndim != 3 or len(output) != len(part):
+            form = f"shape {output.shape}" if is_array else f"a {type(output).__name__}"
+            raise BackendFailedError(
+                self._name,
+                f"it is not a pose network: its output for {len(part)} images is {form}, not "
+                "(images, rows, columns). Name the ONNX export of a YOLO pose model.",
+            )
+        people: np.ndarray = output[:n_images].astype(np.float32, copy=False)
+        return people
 
 
 def _n_usable_cores() -> int:
@@ -156,7 +171,10 @@ def export_onnx(weights: Path, target: Path, config_dir: Path) -> None:
         The weights cannot be read, or the extra `yolo` is needed and not installed.
     """
     # Ultralytics writes beside the weights, which may lie in a read-only folder.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+    with (
+        _export_lock,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder,
+    ):
         copy = Path(folder) / weights.name
         shutil.copyfile(weights, copy)
         # Its exporter reports on stdout, which belongs to our own output.

