@@ -106,7 +106,7 @@ def install(workspace: Workspace) -> None:
     if problem is None:
         _tell_about_gl(workspace)
         return
-    print(f"Setting up .venv, as {problem}.", flush=True)
+    print(f"Setting up .venv, as {problem}; downloads may take minutes.", flush=True)
     workspace.stamp.unlink(missing_ok=True)
     if not _venv_usable(workspace):
         _make_venv(workspace)

@@ -5,8 +5,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 from pose_analyzer.ultralytics_library import import_ultralytics, ultralytics_installed
+
+# Times say more about the machine than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

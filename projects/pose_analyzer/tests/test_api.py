@@ -143,8 +143,8 @@ def test_health_tells_versions_device_and_models(client: TestClient) -> None:
     assert body["status"] == "ok"
     assert body["versions"]["mediapipe"].startswith("0.10.")
     assert body["device"] in {"cpu", "cuda"}
-    assert body["detectors"] == [{"name": "mediapipe-lite", "device": "cpu"}]
-    assert {"name": "mediapipe-lite", "licence": "Apache-2.0", "state": "missing"} in body["models"]
+    assert body["detectors"] == [{"name": "mediapipe-full", "device": "cpu"}]
+    assert {"name": "mediapipe-full", "licence": "Apache-2.0", "state": "missing"} in body["models"]
 
 
 def test_detect_answers_people_with_named_keypoints_and_angles(
@@ -153,7 +153,7 @@ def test_detect_answers_people_with_named_keypoints_and_angles(
     response = client.post("/detect", files=upload(picture()))
     assert response.status_code == 200
     body = response.json()
-    assert (body["detector"], body["width_px"], body["height_px"]) == ("mediapipe-lite", 100, 140)
+    assert (body["detector"], body["width_px"], body["height_px"]) == ("mediapipe-full", 100, 140)
     (person,) = body["people"]
     assert [point["name"] for point in person["keypoints"]] == list(KEYPOINT_NAMES)
     assert [angle["name"] for angle in person["angles"]] == list(ANGLE_NAMES)
@@ -170,10 +170,10 @@ def test_detect_answers_people_with_named_keypoints_and_angles(
 def test_a_detector_is_made_once_and_two_names_of_one_model_share_it(
     client: TestClient, factory: Factory
 ) -> None:
-    for name in ("auto", "mediapipe-lite", "auto", "mediapipe-full"):
+    for name in ("auto", "mediapipe-full", "auto", "mediapipe-lite"):
         params = {"detector": name}
         assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
-    assert factory.asked == ["mediapipe-lite", "mediapipe-full"]
+    assert factory.asked == ["mediapipe-full", "mediapipe-lite"]
 
 
 def test_detectors_are_closed_at_the_end(settings: Settings, factory: Factory) -> None:
@@ -277,9 +277,9 @@ def test_a_detector_that_cannot_be_had_is_503_and_tried_again_after_a_while(
     for _ in range(3):
         response = client.post("/detect", files=upload(picture()))
         assert check_problem(response, status, code) == str(error)
-    assert factory.asked == ["mediapipe-lite"]
+    assert factory.asked == ["mediapipe-full"]
     factory.error = None
-    params = {"detector": "mediapipe-full"}
+    params = {"detector": "mediapipe-lite"}
     assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
     monkeypatch.setattr(api_detectors, "RETRY_AFTER_S", 0.0)
     assert client.post("/detect", files=upload(picture())).status_code == 200
@@ -290,7 +290,7 @@ async def test_while_a_model_loads_the_others_work(settings: Settings) -> None:
     made = []
 
     def factory(name: str, _: Settings) -> PoseDetector:
-        if name == "mediapipe-full":
+        if name == "mediapipe-lite":
             assert download.wait(10)
         made.append(name)
         return FakeDetector(name)
@@ -300,13 +300,13 @@ async def test_while_a_model_loads_the_others_work(settings: Settings) -> None:
     await pool.detect("auto", image_bgr)
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
-            tasks.start_soon(pool.detect, "mediapipe-full", image_bgr)
+            tasks.start_soon(pool.detect, "mediapipe-lite", image_bgr)
         await anyio.sleep(0.05)
         with anyio.fail_after(5):
             await pool.detect("auto", image_bgr)
             await pool.detect("mediapipe-heavy", image_bgr)
         download.set()
-    assert made == ["mediapipe-lite", "mediapipe-heavy", "mediapipe-full"]
+    assert made == ["mediapipe-full", "mediapipe-heavy", "mediapipe-lite"]
     await pool.close()
     assert pool.loaded == ()
 
@@ -428,7 +428,7 @@ def test_only_mediapipe_is_told_a_number_of_people(
     monkeypatch.setattr(api_main, "locate_model", lambda *_: None)
     for name in ("mediapipe", "yolo", "/srv/own-pose.onnx"):
         image_detector(name, settings)
-    assert asked == {"mediapipe-lite": 6, "yolo11n-pose": None, "/srv/own-pose.onnx": None}
+    assert asked == {"mediapipe-full": 6, "yolo11n-pose": None, "/srv/own-pose.onnx": None}
 
 
 def test_health_tells_what_is_known_of_a_gpu(
@@ -456,9 +456,9 @@ def test_a_client_cannot_make_the_service_download_other_models(
     for name in ("yolo", "yolo26x-pose", "mediapipe-heavy"):
         with pytest.raises(ModelUnavailableError):
             image_detector(name, settings)
-    for name in ("auto", "mediapipe", "mediapipe-lite"):
+    for name in ("auto", "mediapipe", "mediapipe-full"):
         image_detector(name, settings)
-    assert made == ["mediapipe-lite"] * 3
+    assert made == ["mediapipe-full"] * 3
 
 
 @pytest.mark.shared_data
@@ -476,8 +476,8 @@ def test_mediapipe_finds_the_person_who_squats(shared_data: Path, settings: Sett
         params = {"detector": "mediapipe"}
         body = client.post("/detect", params=params, files=upload(buffer.getvalue())).json()
         models = {item["name"]: item["state"] for item in client.get("/health").json()["models"]}
-    assert models["mediapipe-lite"] == "verified"
-    assert body["detector"] == "mediapipe-lite"
+    assert models["mediapipe-full"] == "verified"
+    assert body["detector"] == "mediapipe-full"
     assert len(body["people"]) >= 1
     person = body["people"][0]
     assert all(0 <= point["x_px"] <= image.width * 1.1 for point in person["keypoints"])

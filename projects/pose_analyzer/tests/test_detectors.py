@@ -419,7 +419,7 @@ class TestNames:
             model_path=(shared_data / "models",), model_dir=tmp_path, cache_dir=tmp_path
         )
         detector = create_detector("auto", settings)
-        assert detector.name == "mediapipe-lite"
+        assert detector.name == "mediapipe-full"
         detector.close()
 
     def test_auto_downloads_no_yolo_weights(
@@ -434,4 +434,4 @@ class TestNames:
         monkeypatch.setattr(factory, "fetch_model", fetch)
         with pytest.raises(ModelUnavailableError):
             create_detector("auto", no_models)
-        assert asked == ["mediapipe-lite"]
+        assert asked == ["mediapipe-full"]

@@ -20,13 +20,21 @@ def ids_of(tracked, poses):
     return [found.get(id(pose)) for pose in poses]
 
 
-def test_ids_start_at_one_with_the_second_sighting_and_stay_whatever_the_order():
+def test_ids_start_at_one_in_the_first_frame_and_stay_whatever_the_order():
     tracker, rng = PersonTracker(), np.random.default_rng(0)
     for index in range(90):
         people = [at(150.0 + index), at(600.0 - index / 2), at(900.0)]
         order = rng.permutation(3) if index > 1 else [0, 1, 2]
         tracked = tracker.update([people[i] for i in order], index / FPS)
-        assert ids_of(tracked, people) == ([1, 2, 3] if index else [None] * 3)
+        assert ids_of(tracked, people) == [1, 2, 3]
+
+
+def test_who_comes_later_is_named_at_the_second_sighting():
+    tracker = PersonTracker()
+    tracker.update([at(150.0)], 0.0)
+    both = [at(150.0), at(600.0)]
+    assert ids_of(tracker.update(both, 1 / FPS), both) == [1, None]
+    assert ids_of(tracker.update(both, 2 / FPS), both) == [1, 2]
 
 
 def test_nobody():

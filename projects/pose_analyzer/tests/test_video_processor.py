@@ -353,6 +353,17 @@ class TestForgetting:
             analyzer.analyse(frame)
 
     def test_a_single_sighting_is_said_to_be_one(self):
-        analysis = process(squatter(0), times(0.05))
+        analysis = process(absent(squatter(0), (0.0, 1.0), (1.04, 9.0)), times(2.0))
         assert analysis.people == ()
         assert analysis.problems == ("Nobody was seen for long enough to be followed.",)
+
+    def test_a_single_frame_shows_who_is_there(self):
+        analysis = process(squatter(0), times(0.05))
+        assert [len(person.time_s) for person in analysis.people] == [1]
+        assert not analysis.people[0].angles_trusted.any()
+
+    def test_a_stray_detection_is_not_bridged(self):
+        script = absent(squatter(0), (0.5, 2.0), (2.04, 9.0))
+        (person,) = process(script, times(4.0)).people
+        gone = person.time_s > 1.0
+        assert person.detected[gone].all()

@@ -44,6 +44,8 @@ class SessionState:
     counters: tuple[CounterState, ...]
     pose_s: float = float("nan")
     """When the person was last detected."""
+    n_detections: int = 0
+    """Since the person appeared or the picture was cut."""
     box_px: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     score: float = 0.0
 
@@ -64,6 +66,12 @@ _NO_CONFIDENCES: Final = np.zeros(N_KEYPOINTS)
 # was cut, or somebody else has taken over the track.
 _TELEPORT_RATIO: Final = 0.3
 _TELEPORT_WITHIN_S: Final = 0.25
+
+
+# With a larger standard deviation an angle says nothing.
+MAX_SD_DEG: Final = 45.0
+# A person seen less often may be a stray detection: not trusted, and not bridged when lost.
+SETTLED_DETECTIONS: Final = 3
 
 
 def initial_state(config: SessionConfig) -> SessionState:
@@ -149,6 +157,7 @@ def step(
     view_state, angles, view = measure_angles(
         state.view, smooth.keypoints_px, smooth.sd_px, smooth.confidences, time_s
     )
+    angles = _judged(angles, n_detections=state.n_detections + (pose is not None))
     seen = Observation(time_s, features, angles.values_deg, angles.trusted)
     counters = tuple(
         count_step(movement, counter, seen)
@@ -160,10 +169,21 @@ def step(
         view=view_state,
         counters=counters,
         pose_s=state.pose_s if pose is None else time_s,
+        n_detections=state.n_detections + (pose is not None),
         box_px=state.box_px if pose is None else _as_box(pose),
         score=state.score if pose is None else pose.score,
     )
     return state, _person_frame(config, state, observation, _Measured(smooth, angles, view))
+
+
+def _judged(angles: JointAngles, *, n_detections: int) -> JointAngles:
+    """Leave out what is no measurement any more; trust nobody at first sight."""
+    lost = angles.sd_deg > MAX_SD_DEG
+    return JointAngles(
+        np.where(lost, np.nan, angles.values_deg),
+        np.where(lost, np.nan, angles.sd_deg),
+        angles.trusted & ~lost & (n_detections >= SETTLED_DETECTIONS),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

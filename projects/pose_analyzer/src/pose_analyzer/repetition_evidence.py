@@ -1,7 +1,7 @@
 """What was seen during one repetition: feature statistics, conditions on them, ranges of motion."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -73,6 +73,17 @@ def no_evidence() -> Evidence:
         n_trusted=np.zeros(N_ANGLES),
         n_frames=0,
         depth=-math.inf,
+    )
+
+
+def continued(previous: Evidence) -> Evidence:
+    """Evidence of a repetition that begins at the start position where the previous one ended."""
+    start = previous.start_mean
+    return replace(
+        no_evidence(),
+        start_mean=start,
+        feature_min=np.where(np.isnan(start), np.inf, start),
+        feature_max=np.where(np.isnan(start), -np.inf, start),
     )
 
 

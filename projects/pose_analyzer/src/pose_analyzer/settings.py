@@ -50,7 +50,7 @@ class Settings(ProjectSettings):
 
     detector: str = "auto"
     yolo_variant: str = "yolo11n-pose"
-    mediapipe_variant: Literal["lite", "full", "heavy"] = "lite"
+    mediapipe_variant: Literal["lite", "full", "heavy"] = "full"
 
     max_upload_bytes: PositiveInt = 20 * BYTES_PER_MIB
     # A small file may decode to a huge image; 64 million pixels take 192 MB as 8-bit RGB.

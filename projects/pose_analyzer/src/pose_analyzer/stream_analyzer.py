@@ -8,6 +8,7 @@ import numpy as np
 
 from pose_analyzer.exercises import AUTO, Exercise
 from pose_analyzer.form_session import (
+    SETTLED_DETECTIONS,
     PoseObservation,
     SessionConfig,
     SessionState,
@@ -90,7 +91,8 @@ class StreamAnalyzer:
             pose = found.get(track_id)
             state = self._states.get(track_id) or initial_state(self._session)
             unseen_s = 0.0 if pose is not None else time_s - state.pose_s
-            if unseen_s > self._config.bridge_s:
+            settled = state.n_detections >= SETTLED_DETECTIONS
+            if unseen_s > (self._config.bridge_s if settled else 0.0):
                 if unseen_s > 2.0 * self._config.tracking.lost_s:
                     del self._states[track_id]
                 continue

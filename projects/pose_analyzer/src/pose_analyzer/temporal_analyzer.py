@@ -22,6 +22,7 @@ from pose_analyzer.repetition_evidence import (
     Observation,
     Zone,
     accumulate,
+    continued,
     holds,
     no_evidence,
     ranges_of_motion,
@@ -290,4 +291,8 @@ def _refine(movement: Movement, state: CounterState) -> CounterState:
 
 def _start_next(state: CounterState) -> CounterState:
     """Begin the next repetition with the present frame."""
-    return replace(state, open=False, trace=state.trace[-1:], evidence=None)
+    evidence = state.evidence
+    if evidence is not None:
+        # It begins where the last one ended: at a start position that may be left at once.
+        evidence = continued(evidence) if state.zone == "start" else None
+    return replace(state, open=False, trace=state.trace[-1:], evidence=evidence)

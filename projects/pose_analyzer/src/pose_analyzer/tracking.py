@@ -16,6 +16,7 @@ from pose_analyzer.types import Pose
 
 # The library counts a lost track's patience in frames of a 30 Hz video.
 _LIBRARY_FPS: Final = 30.0
+_FIRST_STEP_S: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class TrackingConfig:
 class PersonTracker:
     """Gives each pose a stable, 1-based id. Frames must come in order.
 
-    A person gets an id when seen for the second time, so that a single wrong detection is nobody.
+    Who is there in the first frame has an id at once; who comes later gets one at the second
+    sighting, so that a single wrong detection is nobody.
     """
 
     def __init__(self, config: TrackingConfig | None = None) -> None:
@@ -45,6 +47,7 @@ class PersonTracker:
             minimum_iou_threshold=config.min_iou,
             minimum_consecutive_frames=1,
         )
+        self._started = False
 
     def update(self, poses: Sequence[Pose], time_s: float) -> dict[int, Pose]:
         """Poses of this frame by track id; poses too uncertain to start a track are left out."""
@@ -56,6 +59,10 @@ class PersonTracker:
             )
         else:
             detections = sv.Detections.empty()
+        if not self._started:
+            # The library names a track when it is met again: let it meet the first frame twice.
+            self._tracker.update(detections, timestamp=time_s - _FIRST_STEP_S)
+            self._started = True
         tracked = self._tracker.update(detections, timestamp=time_s)
         if tracked.tracker_id is None or len(tracked) == 0:
             return {}

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 
 def ultralytics_installed() -> bool:
     """Whether .pt weights can be read here."""
@@ -33,4 +35,9 @@ def import_ultralytics(config_dir: Path) -> Any:  # noqa: ANN401 - untyped
     os.environ.setdefault("YOLO_VERBOSE", "false")
     config_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("YOLO_CONFIG_DIR", str(config_dir))
-    return importlib.import_module("ultralytics")
+    open_image = Image.open
+    ultralytics = importlib.import_module("ultralytics")
+    importlib.import_module("ultralytics.utils.patches")
+    # It replaces Pillow's function for the whole process with one that looks for more packages.
+    Image.open = open_image
+    return ultralytics

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from jaxtyping import Bool
 
 from pose_analyzer.skeletons import ANGLE_NAMES
 from pose_analyzer.types import PersonAnalysis, RangeOfMotion, Repetition, View
@@ -56,9 +57,22 @@ def tempo(repetitions: Sequence[Repetition]) -> Tempo | None:
     return Tempo(duration_s, eccentric_s, hold_s, concentric_s)
 
 
+def exercising(person: PersonAnalysis) -> Bool[np.ndarray, "frames"]:
+    """Frames that lie within a repetition."""
+    inside = np.zeros(len(person.time_s), dtype=bool)
+    for repetition in person.repetitions:
+        inside |= (person.time_s >= repetition.start_s) & (person.time_s <= repetition.end_s)
+    return inside
+
+
 def unreliable_angles(person: PersonAnalysis) -> tuple[str, ...]:
-    """Angles measured but to be trusted in less than half of those frames, sides joined."""
+    """Angles measured but to be trusted in less than half of those frames, sides joined.
+
+    Of somebody who exercised, only the repetitions count.
+    """
     known = np.isfinite(person.angles_deg)
+    counted = exercising(person)
+    known = known & counted[:, None] if counted.any() else known
     trusted = (person.angles_trusted & known).sum(axis=0)
     doubtful = known.any(axis=0) & (trusted < 0.5 * known.sum(axis=0))
     return _join_sides(name for name, bad in zip(ANGLE_NAMES, doubtful, strict=True) if bad)
