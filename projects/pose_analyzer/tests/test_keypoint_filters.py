@@ -378,3 +378,28 @@ def test_body_size_needs_two_points():
     usable[Coco.LEFT_ANKLE] = True
     expected = np.hypot(*(STANDING[Coco.NOSE] - STANDING[Coco.LEFT_ANKLE]))
     assert body_size_px(STANDING, usable) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("solver", [KalmanFilter(), OneEuroFilter()], ids=["kalman", "one-euro"])
+def test_a_whole_body_taken_for_its_back_is_put_back_with_its_face(solver):
+    state = solver.initial_state()
+    sure = np.full(N_KEYPOINTS, 0.95)
+    for index in range(20):
+        flipped = index in {15, 16, 17}
+        seen = STANDING[MIRRORED_KEYPOINTS] if flipped else STANDING
+        state, shown = solver.step(state, index / 30.0, seen, sure)
+    np.testing.assert_allclose(shown.keypoints_px, STANDING, atol=1.0)
+
+
+def test_one_chain_never_twists_a_torso_that_agrees():
+    """Arms that move fast may fit better exchanged; shoulders and hips know better."""
+    solver = KalmanFilter()
+    state = solver.initial_state()
+    sure = np.full(N_KEYPOINTS, 0.95)
+    arms = [Coco.LEFT_ELBOW, Coco.RIGHT_ELBOW, Coco.LEFT_WRIST, Coco.RIGHT_WRIST]
+    crossed = STANDING.copy()
+    crossed[arms] = STANDING[MIRRORED_KEYPOINTS[arms]]
+    for index in range(12):
+        seen = crossed if index >= 10 else STANDING
+        state, shown = solver.step(state, index / 30.0, seen, sure)
+        assert not (shown.flags[[Coco.LEFT_SHOULDER, Coco.LEFT_HIP]] & KeypointFlag.SWAPPED).any()

@@ -172,6 +172,9 @@ def _follow_lateral(
     x, y, variance = lateral
     if math.isnan(state.lateral_x):
         return ViewState(time_s, stature_px, x, y, math.sqrt(variance))
+    if x * state.lateral_x + y * state.lateral_y < -variance:
+        # Sides exchanged by the detector, or a turn to the back: the view is the same.
+        x, y = -x, -y
     keep = math.exp(-elapsed_s / _YAW_TIME_CONSTANT_S)
     return ViewState(
         time_s,
