@@ -188,6 +188,48 @@ def _unseen(state: FilterState, measurement: _Measurement) -> tuple[FilterState,
     return replace(state, time_s=measurement.time_s), shown
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Estimate:
+    """What a filter makes of one frame."""
+
+    position_px: Float[np.ndarray, "17 2"]
+    velocity_px_s: Float[np.ndarray, "17 2"]
+    covariance: Float[np.ndarray, "3 17"]
+    measured: Bool[np.ndarray, "17"]
+    alive: Bool[np.ndarray, "17"]
+    """Measured recently enough to be predicted."""
+    rejections: UInt8[np.ndarray, "17"]
+
+
+def _finish(
+    state: FilterState, measurement: _Measurement, estimate: _Estimate, noise: NoiseModel
+) -> tuple[FilterState, FilteredKeypoints]:
+    """State and answer of a step; what is known for too long from predictions only is left out."""
+    repaired, measured = measurement.repaired, estimate.measured
+    known = measured | estimate.alive
+    flags = repaired.flags.copy()
+    flags[known & ~measured] |= np.uint8(KeypointFlag.BRIDGED)
+    flags[estimate.rejections > state.rejections] |= np.uint8(KeypointFlag.REJECTED)
+    bias_var = (noise.bias_ratio * measurement.body_size_px) ** 2
+    new_state = FilterState(
+        time_s=measurement.time_s,
+        position_px=estimate.position_px,
+        velocity_px_s=estimate.velocity_px_s,
+        covariance=estimate.covariance,
+        measured_s=np.where(measured, measurement.time_s, state.measured_s),
+        body_size_px=measurement.body_size_px,
+        swapped_since_s=repaired.swapped_since_s,
+        rejections=estimate.rejections,
+    )
+    return new_state, FilteredKeypoints(
+        keypoints_px=np.where(known[:, None], estimate.position_px, np.nan),
+        velocities_px_s=np.where(known[:, None], estimate.velocity_px_s, np.nan),
+        sd_px=np.where(known, np.sqrt(estimate.covariance[0] + bias_var), np.nan),
+        confidences=np.where(measured, repaired.confidences, 0.0),
+        flags=flags,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class KalmanFilter:
     """Constant-velocity Kalman filter of every keypoint, all keypoints at once.
@@ -289,29 +331,15 @@ class KalmanFilter:
             # One body size per second: fast for a person, slow for noise.
             c11 = np.where(restarted, size_px**2, c11)
 
-        measured = corrected | restarted
-        known = measured | alive
-        flags = repair.flags | np.where(known & ~measured, KeypointFlag.BRIDGED, 0).astype(np.uint8)
-        flags |= np.where(rejected, KeypointFlag.REJECTED, 0).astype(np.uint8)
-        new_state = FilterState(
-            time_s=time_s,
-            position_px=position,
-            velocity_px_s=velocity,
-            covariance=np.stack([c00, c01, c11]),
-            measured_s=np.where(measured, time_s, state.measured_s),
-            body_size_px=size_px,
-            swapped_since_s=repair.swapped_since_s,
-            rejections=np.where(rejected, state.rejections + 1, 0).astype(np.uint8),
+        estimate = _Estimate(
+            position,
+            velocity,
+            np.stack([c00, c01, c11]),
+            corrected | restarted,
+            alive,
+            np.where(rejected, state.rejections + 1, 0).astype(np.uint8),
         )
-        unknown = ~known
-        shown = FilteredKeypoints(
-            keypoints_px=np.where(unknown[:, None], np.nan, position),
-            velocities_px_s=np.where(unknown[:, None], np.nan, velocity),
-            sd_px=np.where(unknown, np.nan, np.sqrt(c00 + (self.noise.bias_ratio * size_px) ** 2)),
-            confidences=np.where(measured, repair.confidences, 0.0),
-            flags=flags,
-        )
-        return new_state, shown
+        return _finish(state, measurement, estimate, self.noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +380,6 @@ class OneEuroFilter:
         alive = time_s - state.measured_s <= self.max_gap_s
         corrected = usable & alive
         restarted = usable & ~alive
-        measured = corrected | restarted
-        known = measured | alive
         derivative_gain = _low_pass_gain(self.derivative_cutoff_hz, dt_s)
         moved = np.where(corrected[:, None], repair.keypoints_px - state.position_px, 0.0)
         raw_velocity = moved / dt_s if dt_s > 0 else np.zeros_like(moved)
@@ -361,32 +387,21 @@ class OneEuroFilter:
         velocity = np.where(restarted[:, None], 0.0, velocity)
         speed = np.hypot(velocity[:, 0], velocity[:, 1]) / size_px
         gain = np.asarray(_low_pass_gain(self.min_cutoff_hz + self.beta * speed, dt_s))
-        position = np.where(known[:, None], state.position_px, np.nan) + gain[:, None] * moved
+        position = state.position_px + gain[:, None] * moved
         position = np.where(restarted[:, None], repair.keypoints_px, position)
         noise_var = np.square(self.noise.sd_px(measurement.usable_confidences, size_px))
         # Variance of a first-order low-pass of white noise: gain / (2 - gain).
         variance = np.where(corrected, noise_var * gain / (2.0 - gain), noise_var)
-        new_state = FilterState(
-            time_s=time_s,
-            position_px=position,
-            velocity_px_s=velocity,
-            covariance=np.stack([variance, np.zeros(N_KEYPOINTS), np.zeros(N_KEYPOINTS)]),
-            measured_s=np.where(measured, time_s, state.measured_s),
-            body_size_px=size_px,
-            swapped_since_s=repair.swapped_since_s,
-            rejections=state.rejections,
+        unused = np.zeros(N_KEYPOINTS)
+        estimate = _Estimate(
+            position,
+            velocity,
+            np.stack([variance, unused, unused]),
+            corrected | restarted,
+            alive,
+            state.rejections,
         )
-        bridged = np.where(known & ~measured, KeypointFlag.BRIDGED, 0).astype(np.uint8)
-        shown = FilteredKeypoints(
-            keypoints_px=position,
-            velocities_px_s=np.where(known[:, None], velocity, np.nan),
-            sd_px=np.where(
-                known, np.sqrt(variance + (self.noise.bias_ratio * size_px) ** 2), np.nan
-            ),
-            confidences=np.where(measured, repair.confidences, 0.0),
-            flags=repair.flags | bridged,
-        )
-        return new_state, shown
+        return _finish(state, measurement, estimate, self.noise)
 
 
 FILTERS: Final[Mapping[str, KeypointFilter]] = MappingProxyType(
