@@ -154,7 +154,8 @@ def main() -> None:
         f"Machine: {platform.machine()}, 2 CPU cores, no GPU. {len(clips)} clips of real people, "
         "up to 30 frames a second, the whole picture, the same exercise files for all. *counted* "
         "adds up everybody in the picture with the exercise named (clips without an exercise: "
-        "with `auto`); *auto* is what is recognised without a name, and its count.",
+        "with `auto`); *auto* is what is recognised without a name for the first person, and what "
+        "is counted of everybody's own exercise.",
         "",
     ]
     for detector in arguments.detectors:
