@@ -205,3 +205,18 @@ class TestScale:
 def test_every_feature_has_its_place():
     assert [FEATURE_INDEX[name] for name in FEATURE_NAMES] == list(range(len(FEATURE_NAMES)))
     assert all(0 <= measure(standing_keypoints())[name] <= 180 for name in ANGLES)
+
+
+def test_one_curled_arm_is_the_bent_one():
+    """Curls with one arm at a time move the bent elbow, whichever arm it is."""
+    standing = standing_keypoints()
+    for side in ("LEFT", "RIGHT"):
+        curled = standing.copy()
+        curled[Coco[f"{side}_WRIST"]] = curled[Coco[f"{side}_SHOULDER"]] + (20.0, 10.0)
+        features = measure(curled)
+        assert features["bent_elbow_deg"] < 60
+        assert features["elbow_deg"] > 90
+    assert measure(standing)["bent_elbow_deg"] > 170
+    hidden = SURE.copy()
+    hidden[Coco.RIGHT_WRIST] = 0.1
+    assert measure(curled, hidden)["bent_elbow_deg"] > 170

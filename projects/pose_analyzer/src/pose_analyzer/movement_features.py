@@ -24,6 +24,7 @@ FEATURE_NAMES: Final = (
     "ankle_spread",
     "leg_split",
     "elbow_deg",
+    "bent_elbow_deg",
     "shoulder_deg",
     "hip_deg",
     "knee_deg",
@@ -44,6 +45,8 @@ leg_split
     other, feet behind one another in the line of sight, or far apart across it.
 elbow_deg, shoulder_deg, hip_deg, knee_deg
     Joint angles in the image plane, merged over both sides.
+bent_elbow_deg
+    Angle of the elbow that is bent more, among those seen: one arm at a time counts as well.
 trunk_lean_deg
     Trunk against the vertical: 0 upright, 90 lying.
 """
@@ -63,6 +66,11 @@ _MIN_LIMB_CONFIDENCE: Final = 0.5
 _SPLIT_KNEES: Final = 0.4
 _SPLIT_NARROW: Final = 0.3
 _SPLIT_WIDE: Final = 0.7
+
+_ELBOW: Final = (Coco.LEFT_SHOULDER, Coco.LEFT_ELBOW, Coco.LEFT_WRIST)
+_SHOULDER: Final = (Coco.LEFT_HIP, Coco.LEFT_SHOULDER, Coco.LEFT_ELBOW)
+_HIP: Final = (Coco.LEFT_SHOULDER, Coco.LEFT_HIP, Coco.LEFT_KNEE)
+_KNEE: Final = (Coco.LEFT_HIP, Coco.LEFT_KNEE, Coco.LEFT_ANKLE)
 
 _Point = tuple[float, float]
 
@@ -140,12 +148,12 @@ def _update_scale(
     return ScaleState(time_s, state.trunk_px + gain * (longest - state.trunk_px))
 
 
-def _joint_angle(
+def _joint_angles(
     points: list[_Point], confidence: list[float], joints: tuple[int, int, int]
-) -> float:
-    """Angle at the middle joint of a left-side triple, merged with its right twin."""
+) -> tuple[float, float, float, float]:
+    """Angle at the middle joint of a left triple and of its right twin; confidences of both."""
     a, b, c = joints
-    return _merge(
+    return (
         _angle_deg(points[a], points[b], points[c]),
         _angle_deg(points[a + 1], points[b + 1], points[c + 1]),
         min(confidence[a], confidence[b], confidence[c]),
@@ -170,7 +178,7 @@ def measure_movement(
     time_s: float,
     keypoints_px: Float[np.ndarray, "17 2"],
     confidences: Float[np.ndarray, "17"],
-) -> tuple[ScaleState, Float[np.ndarray, "12"]]:
+) -> tuple[ScaleState, Float[np.ndarray, "13"]]:
     """Features of one frame.
 
     Parameters
@@ -208,6 +216,7 @@ def measure_movement(
         confidence[Coco.RIGHT_WRIST],
     )
     hand_rise = _merge(*hands)
+    elbows = _joint_angles(points, confidence, _ELBOW)
     features = (
         (floor_y - hips[1]) / trunk_px,
         (floor_y - shoulders[1]) / trunk_px,
@@ -216,10 +225,11 @@ def measure_movement(
         (floor_y - shoulders[1] + hand_rise) / trunk_px,
         _distance(points[Coco.LEFT_ANKLE], points[Coco.RIGHT_ANKLE]) / trunk_px,
         _leg_split(points, trunk_px),
-        _joint_angle(points, confidence, (Coco.LEFT_SHOULDER, Coco.LEFT_ELBOW, Coco.LEFT_WRIST)),
-        _joint_angle(points, confidence, (Coco.LEFT_HIP, Coco.LEFT_SHOULDER, Coco.LEFT_ELBOW)),
-        _joint_angle(points, confidence, (Coco.LEFT_SHOULDER, Coco.LEFT_HIP, Coco.LEFT_KNEE)),
-        _joint_angle(points, confidence, (Coco.LEFT_HIP, Coco.LEFT_KNEE, Coco.LEFT_ANKLE)),
+        _merge(*elbows),
+        _lower(*elbows),
+        _merge(*_joint_angles(points, confidence, _SHOULDER)),
+        _merge(*_joint_angles(points, confidence, _HIP)),
+        _merge(*_joint_angles(points, confidence, _KNEE)),
         math.degrees(math.atan2(abs(shoulders[0] - hips[0]), hips[1] - shoulders[1])),
     )
     return scale, np.array(features)

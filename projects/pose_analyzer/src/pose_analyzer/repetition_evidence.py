@@ -39,7 +39,7 @@ class Observation:
     """One frame as the counter sees it."""
 
     time_s: float
-    features: Float[np.ndarray, "12"]
+    features: Float[np.ndarray, "13"]
     angles_deg: Float[np.ndarray, "12"]
     angles_trusted: Bool[np.ndarray, "12"]
 
@@ -48,10 +48,10 @@ class Observation:
 class Evidence:
     """Running statistics of the repetition under way."""
 
-    start_mean: Float[np.ndarray, "12"]
-    full_mean: Float[np.ndarray, "12"]
-    feature_min: Float[np.ndarray, "12"]
-    feature_max: Float[np.ndarray, "12"]
+    start_mean: Float[np.ndarray, "13"]
+    full_mean: Float[np.ndarray, "13"]
+    feature_min: Float[np.ndarray, "13"]
+    feature_max: Float[np.ndarray, "13"]
     angle_min_deg: Float[np.ndarray, "12"]
     angle_max_deg: Float[np.ndarray, "12"]
     n_trusted: Float[np.ndarray, "12"]
@@ -112,8 +112,8 @@ def accumulate(
 
 
 def _blend(
-    mean: Float[np.ndarray, "12"], value: Float[np.ndarray, "12"], gain: float
-) -> Float[np.ndarray, "12"]:
+    mean: Float[np.ndarray, "13"], value: Float[np.ndarray, "13"], gain: float
+) -> Float[np.ndarray, "13"]:
     blended = mean + gain * (value - mean)
     return np.where(np.isnan(mean), value, np.where(np.isnan(value), mean, blended))
 

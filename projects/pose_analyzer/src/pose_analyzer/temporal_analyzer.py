@@ -78,7 +78,7 @@ class Movement:
         """Whether a repetition begins with the eccentric phase."""
         return self.first_phase == "eccentric"
 
-    def progress(self, features: Float[np.ndarray, "12"]) -> float:
+    def progress(self, features: Float[np.ndarray, "13"]) -> float:
         """0 at the start position, 1 at the full one; NaN if the feature is unknown."""
         value = float(features[FEATURE_INDEX[self.feature]])
         return (value - self.start) / (self.full - self.start)
