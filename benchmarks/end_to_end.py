@@ -1,8 +1,9 @@
 """Frames per second and memory of ``pose-analyzer analyze``, as a user runs it.
 
-Each row is a process of its own, timed from the first frame to the last file as the command
-reports it; its memory is the largest resident set the kernel saw. The long recording is made of
-the clips, scaled to 1280x720 and 30 frames a second, played over and over.
+Each row is a process of its own. *frames/s* is what the command reports: from opening the video
+to its last analysed frame; *whole process* adds start, loading the model and finishing the files.
+Memory is the largest resident set the kernel saw. The long recording is made of the clips, scaled
+to 1280x720 and 30 frames a second, played over and over until the time is reached.
 """
 
 import argparse
