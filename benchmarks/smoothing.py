@@ -137,7 +137,9 @@ def plot(track: Track, smoothed: dict[str, Smoothed], title: str, path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with videos/")
-    parser.add_argument("--detectors", nargs="+", default=["yolo11n-pose", "mediapipe-lite"])
+    parser.add_argument(
+        "--detectors", nargs="+", default=["yolo11n-pose", "mediapipe-full", "mediapipe-lite"]
+    )
     parser.add_argument("--report", type=Path, default=Path("docs/reports/smoothing.md"))
     arguments = parser.parse_args()
     settings = read_settings(Settings)

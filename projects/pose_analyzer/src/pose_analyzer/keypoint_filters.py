@@ -8,6 +8,7 @@ Lengths are scaled by the person's size in the image (`body_size_px`), so that o
 constants serves a face-filling and a far-away person.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -231,28 +232,14 @@ def _finish(
 
 
 @dataclass(frozen=True, slots=True)
-class KalmanFilter:
-    """Constant-velocity Kalman filter of every keypoint, all keypoints at once.
-
-    White-noise acceleration model (Bar-Shalom, Li & Kirubarajan 2001, "Estimation with
-    Applications to Tracking and Navigation", section 6.2.2). x and y share one covariance, since
-    noise and dynamics are isotropic.
-    """
+class _CausalFilter(ABC):
+    """What both filters do before they differ."""
 
     noise: NoiseModel = NoiseModel()
-    acceleration: float = 0.3
-    """Root spectral density of the acceleration at rest, body sizes per s^1.5."""
-    acceleration_per_speed: float = 3.0
-    """How much it grows with the keypoint's speed, per body size per second: what moves also
-    changes its speed, what rests stays at rest (the idea of the One-Euro filter)."""
     min_confidence: float = 0.1
     """Keypoints below it count as missing."""
     max_gap_s: float = 0.4
     """Longest time a missing keypoint is predicted."""
-    gate: float = 6.0
-    """Measurements further than this many standard deviations from the prediction are ignored."""
-    max_rejections: int = 2
-    """After so many ignored measurements in a row the next one is believed."""
 
     def initial_state(self) -> FilterState:
         """State before the first frame."""
@@ -285,6 +272,32 @@ class KalmanFilter:
         if not np.isfinite(measurement.body_size_px):
             return _unseen(state, measurement)
         return self._update(state, measurement)
+
+    @abstractmethod
+    def _update(
+        self, state: FilterState, measurement: _Measurement
+    ) -> tuple[FilterState, FilteredKeypoints]:
+        """Filter one frame of somebody who has been seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class KalmanFilter(_CausalFilter):
+    """Constant-velocity Kalman filter of every keypoint, all keypoints at once.
+
+    White-noise acceleration model (Bar-Shalom, Li & Kirubarajan 2001, "Estimation with
+    Applications to Tracking and Navigation", section 6.2.2). x and y share one covariance, since
+    noise and dynamics are isotropic.
+    """
+
+    acceleration: float = 0.3
+    """Root spectral density of the acceleration at rest, body sizes per s^1.5."""
+    acceleration_per_speed: float = 3.0
+    """How much it grows with the keypoint's speed, per body size per second: what moves also
+    changes its speed, what rests stays at rest (the idea of the One-Euro filter)."""
+    gate: float = 6.0
+    """Measurements further than this many standard deviations from the prediction are ignored."""
+    max_rejections: int = 2
+    """After so many ignored measurements in a row the next one is believed."""
 
     def _predicted_covariance(
         self, state: FilterState, dt_s: float, size_px: float
@@ -343,38 +356,22 @@ class KalmanFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class OneEuroFilter:
+class OneEuroFilter(_CausalFilter):
     """One-Euro filter of every keypoint: strong smoothing at rest, little lag in motion.
 
     Casiez, Roussel & Vogel 2012, "1 Euro Filter: A Simple Speed-based Low-pass Filter for Noisy
     Input in Interactive Systems". Speeds are taken in body sizes per second.
     """
 
-    noise: NoiseModel = NoiseModel()
     min_cutoff_hz: float = 1.5
     beta: float = 6.0
     """Hz of cutoff per body size per second."""
     derivative_cutoff_hz: float = 2.0
-    min_confidence: float = 0.1
-    max_gap_s: float = 0.4
 
-    def initial_state(self) -> FilterState:
-        """State before the first frame."""
-        return _empty_state()
-
-    def step(
-        self,
-        state: FilterState,
-        time_s: float,
-        keypoints_px: Float[np.ndarray, "17 2"],
-        confidences: Float[np.ndarray, "17"],
+    def _update(
+        self, state: FilterState, measurement: _Measurement
     ) -> tuple[FilterState, FilteredKeypoints]:
-        """Advance to `time_s`; parameters as for `KalmanFilter.step`."""
-        measurement = _prepare(
-            state, time_s, keypoints_px, confidences, self.min_confidence, self.max_gap_s
-        )
-        if not np.isfinite(measurement.body_size_px):
-            return _unseen(state, measurement)
+        time_s = measurement.time_s
         dt_s, size_px = measurement.dt_s, measurement.body_size_px
         usable, repair = measurement.usable, measurement.repaired
         alive = time_s - state.measured_s <= self.max_gap_s
