@@ -438,3 +438,15 @@ def test_progress_runs_either_way():
     features = observe(0.0, 0.0, elbow_deg=90.0).features
     assert curl.progress(features) == pytest.approx(0.5)
     assert math.isnan(curl.progress(np.full(len(FEATURE_NAMES), np.nan)))
+
+
+def test_what_came_before_is_no_part_of_the_range_of_motion():
+    """Getting down to the first push-up on one's knees says nothing about the push-up."""
+    kneeling = []
+    for frame in observe_all(np.zeros(round(2.0 / DT_S))):
+        angles = frame.angles_deg.copy()
+        angles[ANGLE_INDEX["left_knee"]] = 30.0
+        kneeling.append(replace(frame, angles_deg=angles))
+    first = observe_all(cycles(1, rest_s=1.0), begin_s=2.0)
+    (knee,) = run(SQUAT, kneeling + first)[-1].repetitions[0].ranges
+    assert knee.min_deg == pytest.approx(80.0, abs=1.0)

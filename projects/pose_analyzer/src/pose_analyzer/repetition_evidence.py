@@ -1,6 +1,7 @@
 """What was seen during one repetition: feature statistics, conditions on them, ranges of motion."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from pose_analyzer.movement_features import FEATURE_INDEX, FEATURE_NAMES
-from pose_analyzer.skeletons import ANGLE_NAMES, N_ANGLES
+from pose_analyzer.skeletons import ANGLE_NAMES
 from pose_analyzer.types import RangeOfMotion
 
 Zone = Literal["unknown", "start", "full"]
@@ -52,10 +53,6 @@ class Evidence:
     full_mean: Float[np.ndarray, "13"]
     feature_min: Float[np.ndarray, "13"]
     feature_max: Float[np.ndarray, "13"]
-    angle_min_deg: Float[np.ndarray, "12"]
-    angle_max_deg: Float[np.ndarray, "12"]
-    n_trusted: Float[np.ndarray, "12"]
-    n_frames: int
     depth: float
     """Largest progress so far."""
 
@@ -68,10 +65,6 @@ def no_evidence() -> Evidence:
         full_mean=np.full(n, np.nan),
         feature_min=np.full(n, np.inf),
         feature_max=np.full(n, -np.inf),
-        angle_min_deg=np.full(N_ANGLES, np.inf),
-        angle_max_deg=np.full(N_ANGLES, -np.inf),
-        n_trusted=np.zeros(N_ANGLES),
-        n_frames=0,
         depth=-math.inf,
     )
 
@@ -92,7 +85,7 @@ def accumulate(
 ) -> Evidence:
     """Add one frame, `dt_s` after the previous one and at the position `zone`."""
     gain = 1.0 - math.exp(-dt_s / _MEMORY_S)
-    features, angles = observation.features, observation.angles_deg
+    features = observation.features
     start_mean, full_mean = evidence.start_mean, evidence.full_mean
     if zone == "start":
         start_mean = _blend(start_mean, features, gain)
@@ -103,10 +96,6 @@ def accumulate(
         full_mean=full_mean,
         feature_min=np.fmin(evidence.feature_min, features),
         feature_max=np.fmax(evidence.feature_max, features),
-        angle_min_deg=np.fmin(evidence.angle_min_deg, angles),
-        angle_max_deg=np.fmax(evidence.angle_max_deg, angles),
-        n_trusted=evidence.n_trusted + observation.angles_trusted,
-        n_frames=evidence.n_frames + 1,
         depth=max(evidence.depth, progress),
     )
 
@@ -138,15 +127,24 @@ def statistic(condition: Condition, evidence: Evidence) -> float:
     return high - low if condition.statistic == "range" else (low + high) / 2.0
 
 
-def ranges_of_motion(evidence: Evidence) -> tuple[RangeOfMotion, ...]:
-    """Extremes of every angle that was seen; trusted if it was in half of the frames."""
+def ranges_of_motion(observations: Sequence[Observation]) -> tuple[RangeOfMotion, ...]:
+    """Extremes of every angle that was seen; trusted if it was in half of the frames.
+
+    Parameters
+    ----------
+    observations
+        Of one repetition, at least one.
+    """
+    angles_deg = np.stack([observation.angles_deg for observation in observations])
+    trusted = np.stack([observation.angles_trusted for observation in observations])
+    lowest, highest = np.fmin.reduce(angles_deg), np.fmax.reduce(angles_deg)
     return tuple(
         RangeOfMotion(
             angle=name,
-            min_deg=float(evidence.angle_min_deg[i]),
-            max_deg=float(evidence.angle_max_deg[i]),
-            trusted=bool(evidence.n_trusted[i] >= _MIN_TRUSTED_SHARE * evidence.n_frames),
+            min_deg=float(lowest[i]),
+            max_deg=float(highest[i]),
+            trusted=bool(trusted[:, i].mean() >= _MIN_TRUSTED_SHARE),
         )
         for i, name in enumerate(ANGLE_NAMES)
-        if np.isfinite(evidence.angle_min_deg[i])
+        if np.isfinite(lowest[i])
     )

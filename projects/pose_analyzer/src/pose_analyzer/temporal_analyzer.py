@@ -40,6 +40,8 @@ _LOST_S: Final = 1.5
 # when nothing has come after it for so long.
 _SETTLED_RISE: Final = 0.05
 _SETTLED_S: Final = 2.0
+# Ranges of motion take in the positions a repetition starts from and ends in, for so long.
+_AROUND_S: Final = 0.3
 # Longest course of progress that is remembered.
 _TRACE_S: Final = 30.0
 # Slower than this part of the way per second is holding; speeds are averaged over _SPEED_S.
@@ -104,6 +106,8 @@ class CounterState:
     left_full_s: float = math.nan
     trace: Trace = ()
     """Course of the repetition under way."""
+    observations: tuple[Observation, ...] = ()
+    """The frames of `trace`."""
     evidence: Evidence | None = None
     open: bool = False
     """The latest repetition is counted but not over: its end and ranges may still grow."""
@@ -183,8 +187,9 @@ def _observe(
         gain = 1.0 - math.exp(-elapsed_s / _SPEED_S)
         speed += gain * ((progress - state.trace[-1][1]) / elapsed_s - speed)
     trace = (*state.trace, (time_s, progress))
+    observations = (*state.observations, observation)
     if time_s - trace[0][0] > _TRACE_S:
-        trace = trace[1:]
+        trace, observations = trace[1:], observations[1:]
     return replace(
         state,
         time_s=time_s,
@@ -194,6 +199,7 @@ def _observe(
         speed_per_s=speed,
         here=here,
         trace=trace,
+        observations=observations,
         evidence=accumulate(evidence, observation, progress, dt_s, here),
     )
 
@@ -256,7 +262,8 @@ def _is_repetition(movement: Movement, state: CounterState) -> bool:
 
 def _measured(movement: Movement, state: CounterState, number: int) -> Repetition:
     tempo = measure_tempo(state.trace)
-    evidence = state.evidence or no_evidence()
+    first_s, last_s = tempo.start_s - _AROUND_S, tempo.end_s + _AROUND_S
+    within = [o for o in state.observations if first_s <= o.time_s <= last_s]
     eccentric_s, concentric_s = tempo.out_s, tempo.back_s
     if not movement.eccentric_first:
         eccentric_s, concentric_s = concentric_s, eccentric_s
@@ -269,8 +276,8 @@ def _measured(movement: Movement, state: CounterState, number: int) -> Repetitio
         eccentric_s=eccentric_s,
         hold_s=tempo.hold_s,
         concentric_s=concentric_s,
-        depth=evidence.depth,
-        ranges=ranges_of_motion(evidence),
+        depth=max(progress for _, progress in state.trace),
+        ranges=ranges_of_motion(within),
     )
 
 
@@ -295,4 +302,10 @@ def _start_next(state: CounterState) -> CounterState:
     if evidence is not None:
         # It begins where the last one ended: at a start position that may be left at once.
         evidence = continued(evidence) if state.zone == "start" else None
-    return replace(state, open=False, trace=state.trace[-1:], evidence=evidence)
+    return replace(
+        state,
+        open=False,
+        trace=state.trace[-1:],
+        observations=state.observations[-1:],
+        evidence=evidence,
+    )
