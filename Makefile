@@ -26,6 +26,10 @@ endif
 
 PORT ?= 8001
 MODELS ?= --all
+STREAMS ?= 4
+FPS ?= 30
+SECONDS ?= 20
+OUT ?= docs/reports/streams.md
 PYTEST_ARGS ?=
 PYTEST = $(RUN) $(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85
 UPGRADE ?=
@@ -80,16 +84,24 @@ pre-commit: install ## Run every pre-commit hook on all files
 run-pose: install ## Start the pose service (PORT=8001)
 	$(RUN) $(BIN)/python -m pose_analyzer.api.main --port $(PORT)
 
+.PHONY: bench-streams
+bench-streams: install ## Load the live service (STREAMS="1 4" FPS SECONDS FRAMES CLIP DETECTOR ENGINE OUT BENCH_ARGS)
+	$(RUN) $(BIN)/python benchmarks/bench_streams.py --streams $(STREAMS) --fps $(FPS) \
+		--seconds $(SECONDS) --report $(OUT) $(if $(FRAMES),--frames "$(FRAMES)") \
+		$(if $(CLIP),--clip "$(CLIP)") $(if $(DETECTOR),--detector $(DETECTOR)) \
+		$(if $(ENGINE),--engine $(ENGINE)) $(BENCH_ARGS)
+
 .PHONY: download-models
 download-models: install ## Fetch and check the pose models (MODELS="NAME ...", default all)
 	$(RUN) $(BIN)/pose-analyzer models download $(MODELS)
 
 .PHONY: lock
 lock: install ## Pin every wheel again (UPGRADE=1 takes newer versions)
-	$(COMPILE) --extra yolo --excludes config/locks/excludes.txt \
+	$(COMPILE) --extra yolo --extra video --excludes config/locks/excludes.txt \
 		projects/*/pyproject.toml config/locks/workspace.in -o config/locks/workspace.txt
 	$(COMPILE) -c config/locks/workspace.txt --excludes config/locks/excludes.txt \
-		projects/*/pyproject.toml -o config/locks/mediapipe.txt
+		projects/shared_utils/pyproject.toml projects/pose_analyzer/pyproject.toml \
+		-o config/locks/mediapipe.txt
 	$(COMPILE) -c config/locks/workspace.txt config/locks/uv.in -o config/locks/uv.txt
 	@$(MAKE) --no-print-directory install
 

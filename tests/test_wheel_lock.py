@@ -47,15 +47,17 @@ def read_lock(name: str) -> list[Pin]:
     return pins
 
 
+LOCKED_EXTRAS = ("yolo", "video")
+
+
 def declared() -> dict[str, list[Requirement]]:
     """What each input of the lock asks for, keyed by the name uv gives it in the lock."""
     lines = (LOCKS / "workspace.in").read_text().splitlines()
     asked = {WORKSPACE_IN: [Requirement(x) for x in lines if x and not x.startswith("#")]}
     for path in ROOT.glob("projects/*/pyproject.toml"):
         project = tomllib.loads(path.read_text())["project"]
-        wanted = project.get("dependencies", []) + project.get("optional-dependencies", {}).get(
-            "yolo", []
-        )
+        extras = project.get("optional-dependencies", {})
+        wanted = sum((extras.get(name, []) for name in LOCKED_EXTRAS), project["dependencies"])
         key = f"{project['name']} ({path.relative_to(ROOT)})"
         asked[key] = [r for r in map(Requirement, wanted) if r.name not in OUR_OWN]
     return asked

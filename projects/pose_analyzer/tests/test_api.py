@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pose_analyzer.api import detectors as api_detectors
+from pose_analyzer import on_demand
 from pose_analyzer.api import main as api_main
 from pose_analyzer.api import routes as api_routes
 from pose_analyzer.api.detectors import DetectorPool
@@ -281,7 +281,7 @@ def test_a_detector_that_cannot_be_had_is_503_and_tried_again_after_a_while(
     factory.error = None
     params = {"detector": "mediapipe-lite"}
     assert client.post("/detect", params=params, files=upload(picture())).status_code == 200
-    monkeypatch.setattr(api_detectors, "RETRY_AFTER_S", 0.0)
+    monkeypatch.setattr(on_demand, "RETRY_AFTER_S", 0.0)
     assert client.post("/detect", files=upload(picture())).status_code == 200
 
 
@@ -330,8 +330,15 @@ def test_a_defect_is_a_problem_without_a_traceback(settings: Settings, factory: 
 
 
 def test_the_openapi_document_names_the_problems(client: TestClient) -> None:
-    responses = client.get("/openapi.json").json()["paths"]["/detect"]["post"]["responses"]
-    assert {str(kind.status.value) for kind in PROBLEMS.values()} <= responses.keys()
+    paths = client.get("/openapi.json").json()["paths"]
+    told = {
+        status
+        for path in paths.values()
+        for route in path.values()
+        for status in route["responses"]
+    }
+    assert {str(kind.status.value) for kind in PROBLEMS.values()} <= told
+    responses = paths["/detect"]["post"]["responses"]
     assert all(MEDIA_TYPE in responses[status]["content"] for status in ("413", "415", "422"))
 
 

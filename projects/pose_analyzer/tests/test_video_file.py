@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pose_analyzer.errors import UnreadableSourceError
+from pose_analyzer.sampling import sampling_slot
 from pose_analyzer.sources import VideoFileSource, open_source
-from pose_analyzer.sources.video_file import sampling_slot
 
 WIDTH, HEIGHT = 96, 64
 
@@ -282,7 +282,7 @@ def test_damaged_middle_is_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_abandoned_damaged_files_do_not_block(tmp_path: Path) -> None:
-    """PyAV's log callback would, see `_opened`; torchvision turns it on when imported."""
+    """PyAV's log callback would, see `opened`; torchvision turns it on when imported."""
     path = write_video(tmp_path / "clip.mp4", at_rate(25, 8), options={"movflags": "+faststart"})
     data = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
     data[len(data) // 8 :: 97] ^= 255

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pose_analyzer.errors import BackendFailedError
-from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer, roi_pixels
+from pose_analyzer.regions import roi_pixels
+from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.types import Frame, KeypointFlag, Pose
 from pose_analyzer.video_processor import process_video
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from shared_utils.gpu import GpuSnapshot, read_gpus
+from shared_utils.gpu import GpuReader, GpuSnapshot, read_gpus
 
 
 def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +62,28 @@ def test_what_the_driver_does_not_tell_is_none(
     monkeypatch.setattr(pynvml, query, refuse)
     assert read_gpus() == expected
     assert calls[-1] == "nvmlShutdown"
+
+
+@pytest.mark.parametrize(
+    ("cuda_index", "visible", "found"),
+    [(0, None, True), (1, None, False), (0, "3", False), (1, "2,0", True), (0, "GPU-1a2b", True)],
+)
+def test_a_reader_counts_as_cuda_does(
+    calls: list[str], cuda_index: int, visible: str | None, *, found: bool
+) -> None:
+    reader = GpuReader(cuda_index, visible)
+    first, second = reader.read(), reader.read()
+    assert (first is not None) is (second is not None) is found
+    reader.close()
+    assert calls.count("nvmlInit") == calls.count("nvmlShutdown") == 1
+
+
+def test_a_reader_without_a_driver_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library() -> None:
+        raise pynvml.NVMLError_LibraryNotFound
+
+    monkeypatch.setattr(pynvml, "nvmlInit", no_library)
+    assert GpuReader(0).read() is None
 
 
 @pytest.mark.gpu

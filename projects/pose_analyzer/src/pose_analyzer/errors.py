@@ -69,3 +69,31 @@ class BackendFailedError(PoseAnalyzerError):
         super().__init__(f"Detector {backend} failed: {reason}")
         self.backend = backend
         self.reason = reason
+
+
+class UnknownStreamError(PoseAnalyzerError):
+    """A stream that was never started, has ended, or was left alone for too long."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__(f"There is no stream {stream_id}. Start one with POST /stream/start.")
+        self.stream_id = stream_id
+
+
+class NoCapacityError(PoseAnalyzerError):
+    """A stream for which there is no room at present."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class SourceNotAllowedError(PoseAnalyzerError):
+    """A file or camera the service may not read for its clients."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"The service may not read {source!r}. Whoever runs it can allow a folder or a "
+            "camera's address in POSE_ALLOWED_SOURCES."
+        )
+        self.source = source

@@ -1,11 +1,21 @@
 """What the application asks of the outside world."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from pose_analyzer.stream_types import (
+    AnalysedFrame,
+    DropCause,
+    Encoding,
+    FrameContent,
+    FrameOutcome,
+    StreamFrame,
+    StreamState,
+)
 from pose_analyzer.types import Frame, Pose, SourceInfo
 
 
@@ -90,4 +100,166 @@ class FrameSource(Protocol):
 
     def frames(self, sample_fps: float | None = None) -> Iterator[Frame]:
         """Decoded frames, at most `sample_fps` per second of source time (None: all)."""
+        ...
+
+
+@runtime_checkable
+class FrameReceiver(Protocol):
+    """Who gets the frames of a source; called from its threads, one call at a time."""
+
+    def on_frame(self, time_s: float, content: FrameContent) -> None:
+        """Next frame. A file waits until this returns; with a camera it must return at once."""
+        ...
+
+    def on_problem(self, problem: str | None) -> None:
+        """Tell that the camera is lost, and why; None: it is back."""
+        ...
+
+    def on_end(self, problem: str | None) -> None:
+        """No more frames; with what was wrong, if anything. Not called after `close`."""
+        ...
+
+
+@runtime_checkable
+class SourceReader(Protocol):
+    """Reads frames in a thread of its own and hands them to a `FrameReceiver`."""
+
+    def start(self) -> None:
+        """Begin to read."""
+        ...
+
+    def close(self) -> None:
+        """Stop; returns soon, whatever the source does."""
+        ...
+
+
+@runtime_checkable
+class FramePipeline(Protocol):
+    """Detects people in frames of many streams, several batches in progress at once.
+
+    Whatever it runs on, each submitted frame gets one outcome. Memory that ran out, or one bad
+    picture, is an outcome of the frames concerned, never an exception.
+    """
+
+    @property
+    def name(self) -> str:
+        """Model as the user names it."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda:0``."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """Most frames it takes at once, at present."""
+        ...
+
+    @property
+    def max_in_flight_per_stream(self) -> int:
+        """Most unanswered frames of one stream; 1 where frames could overtake each other."""
+        ...
+
+    def n_idle(self) -> int:
+        """How many batches it would begin at once; thread-safe and quick."""
+        ...
+
+    def on_idle(self, call: Callable[[], None]) -> None:
+        """Have this called, from any thread, whenever `n_idle` has grown."""
+        ...
+
+    def submit(self, frames: Sequence[StreamFrame]) -> "Future[list[FrameOutcome]]":
+        """Begin a batch; of at most `max_batch` frames, one at least.
+
+        Returns
+        -------
+        Future
+            One outcome per frame, in order; or `BackendFailedError` if the detector broke.
+        """
+        ...
+
+    def limit_batch(self, n_frames: int) -> None:
+        """Take at most so many frames at once from now on, and free what larger batches held."""
+        ...
+
+    def frames_per_second(self) -> float:
+        """Measured rate at full load: from the start-up measurement, then from real batches."""
+        ...
+
+    def forget(self, stream_id: str) -> None:
+        """Free what is kept of a stream."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is in progress and free everything."""
+        ...
+
+
+@runtime_checkable
+class LiveAnalysis(Protocol):
+    """Sessions of live streams, wherever they run. Frames of one stream come in order."""
+
+    def open(self, stream_id: str, exercise: str) -> None:
+        """Begin a session; ``auto`` or the name of an exercise."""
+        ...
+
+    def change_exercise(self, stream_id: str, exercise: str) -> None:
+        """Count another exercise from the next frame on; the people stay who they are."""
+        ...
+
+    def analyse(
+        self,
+        stream_id: str,
+        frame_index: int,
+        time_s: float,
+        poses: Sequence[Pose],
+        encoding: Encoding,
+    ) -> "Future[AnalysedFrame]":
+        """Follow everybody one frame further; `send` must follow."""
+        ...
+
+    def send(self) -> None:
+        """Pass on what was asked since the last time."""
+        ...
+
+    def has_room(self, stream_id: str) -> bool:
+        """Whether the stream's analysis keeps up; if not, its frames had better wait."""
+        ...
+
+    def end(self, stream_id: str) -> None:
+        """Forget a session."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+@runtime_checkable
+class StreamMetrics(Protocol):
+    """Is told what happens to frames and streams; must be quick and never fail."""
+
+    def answered(self, stages_s: dict[str, float], total_s: float, n_new_repetitions: int) -> None:
+        """One frame was answered; seconds by stage, and from received to answered."""
+        ...
+
+    def dropped(self, cause: DropCause) -> None:
+        """One frame will get no answer."""
+        ...
+
+    def batch(self, n_frames: int) -> None:
+        """A batch was begun."""
+        ...
+
+    def streams(self, by_state: dict[StreamState, int]) -> None:
+        """How many streams there are now."""
+        ...
+
+    def governed(self, action: str) -> None:
+        """The governor acted: ``shrink``, ``grow``, ``shed``, ``resume`` or ``refuse``."""
+        ...
+
+    def gpu_memory(self, used_bytes: int, total_bytes: int) -> None:
+        """The governor's latest reading."""
         ...

@@ -252,10 +252,11 @@ class YOLOPoseDetector:
             people = decode_people(raw, self._confidence, self._iou)[: self._n_people]
         except ValueError as error:
             raise BackendFailedError(self.name, str(error)) from error
-        return [_pose(row, box) for row in people]
+        return [pose_of_row(row, box) for row in people]
 
 
-def _pose(row: Float32[np.ndarray, "56"], box: Letterbox) -> Pose:
+def pose_of_row(row: Float32[np.ndarray, "56"], box: Letterbox) -> Pose:
+    """One person of `decode_people` in pixels of the original image."""
     keypoints = row[5:].reshape(N_KEYPOINTS, 3).astype(np.float64)
     return Pose(
         keypoints_px=box.to_image(keypoints[:, :2]),

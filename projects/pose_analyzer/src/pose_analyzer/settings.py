@@ -9,14 +9,21 @@
 | POSE_EXERCISES_DIR | exercise definitions to use in place of the built-in ones |
 | POSE_DETECTOR, POSE_YOLO_VARIANT, POSE_MEDIAPIPE_VARIANT | detectors used when none is named |
 | POSE_MAX_UPLOAD_BYTES, POSE_MAX_IMAGE_PIXELS | what the service accepts |
+| POSE_STREAM_MAX_FRAME_BYTES | largest picture accepted on a stream |
+| POSE_STREAM_GRACE_S | for so long a stream outlives its connection |
+| POSE_STREAM_RESULTS_KEPT | recent answers kept for each stream |
+| POSE_MAX_STREAMS, POSE_MIN_STREAM_FPS | when the service is full |
+| POSE_ALLOWED_SOURCES | what it may read itself: folders, rtsp:// addresses; commas between |
+| POSE_ANALYSIS_PROCESSES | processes that follow people; 0: a thread of the service |
+| POSE_ENGINE, POSE_HALF, POSE_MAX_BATCH | how YOLO runs on a GPU |
 """
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import platformdirs
-from pydantic import Field, PositiveInt
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from shared_utils.settings import ProjectSettings, SearchPath, checkout_dir
 from shared_utils.units import BYTES_PER_MIB
@@ -37,6 +44,12 @@ def _exercises_dir() -> Path:
     return CHECKOUT_DIR / "config" / "exercises" if CHECKOUT_DIR is not None else package
 
 
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
 class Settings(ProjectSettings):
     """Everything a user may set about the pose analyzer."""
 
@@ -55,3 +68,16 @@ class Settings(ProjectSettings):
     max_upload_bytes: PositiveInt = 20 * BYTES_PER_MIB
     # A small file may decode to a huge image; 64 million pixels take 192 MB as 8-bit RGB.
     max_image_pixels: PositiveInt = 64_000_000
+
+    stream_max_frame_bytes: PositiveInt = 8 * BYTES_PER_MIB
+    stream_grace_s: PositiveFloat = 30.0
+    stream_results_kept: PositiveInt = 300
+    max_streams: PositiveInt | None = None
+    min_stream_fps: PositiveFloat = 8.0
+    allowed_sources: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = ()
+    analysis_processes: NonNegativeInt | None = None
+    """None: by the number of cores."""
+
+    engine: Literal["cuda_graph", "eager", "compile", "tensorrt"] = "cuda_graph"
+    half: bool = True
+    max_batch: PositiveInt = 64

@@ -1,10 +1,11 @@
 """Everybody in front of one camera, frame by frame: detection, identity, one session each."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import UInt8
 
 from pose_analyzer.exercises import AUTO, Exercise
 from pose_analyzer.form_session import (
@@ -17,10 +18,9 @@ from pose_analyzer.form_session import (
 )
 from pose_analyzer.keypoint_filters import KalmanFilter, KeypointFilter
 from pose_analyzer.ports import PoseDetector
+from pose_analyzer.regions import RegionOfInterest, roi_pixels, shifted
 from pose_analyzer.tracking import PersonTracker, TrackingConfig
-from pose_analyzer.types import BlazePoseLandmarks, Frame, PersonFrame, Pose
-
-RegionOfInterest = tuple[float, float, float, float]
+from pose_analyzer.types import Frame, PersonFrame, Pose
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,21 @@ class StreamAnalyzer:
             people.append(person)
         return people
 
+    def change_exercises(self, exercises: tuple[Exercise, ...]) -> None:
+        """Count others from now on, from zero; who people are and how they move stays known."""
+        self._session = replace(
+            self._session, movements=tuple(exercise.movement for exercise in exercises)
+        )
+        counters = initial_state(self._session).counters
+        self._states = {
+            track_id: replace(state, counters=counters) for track_id, state in self._states.items()
+        }
+
+    @property
+    def track_ids(self) -> KeysView[int]:
+        """Everybody who would be known again."""
+        return self._states.keys()
+
     def state(self, track_id: int) -> SessionState:
         """What has been found out about a person of the latest frame."""
         return self._states[track_id]
@@ -108,35 +123,19 @@ class StreamAnalyzer:
     def _detect(self, frame: Frame) -> list[Pose]:
         if self._detector is None:
             raise TypeError("this analyzer has no detector; hand poses to `observe`")
-        if self._config.roi is None:
-            return self._detector.detect([frame.image_bgr], [frame.time_s])[0]
-        height, width = frame.image_bgr.shape[:2]
-        x0, y0, x1, y1 = roi_pixels(self._config.roi, width, height)
-        poses = self._detector.detect([frame.image_bgr[y0:y1, x0:x1]], [frame.time_s])[0]
-        return [_shifted(pose, x0, y0) for pose in poses]
+        return detect_people(self._detector, frame.image_bgr, frame.time_s, self._config.roi)
 
 
-def roi_pixels(roi: RegionOfInterest, width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """The region in whole pixels, at least two wide and high."""
-    x0 = min(int(roi[0] * width_px), width_px - 2)
-    y0 = min(int(roi[1] * height_px), height_px - 2)
-    x1, y1 = round(roi[2] * width_px), round(roi[3] * height_px)
-    return x0, y0, min(max(x1, x0 + 2), width_px), min(max(y1, y0 + 2), height_px)
-
-
-def _shifted(pose: Pose, x0: int, y0: int) -> Pose:
-    """The same pose in coordinates of the whole image."""
-    landmarks = pose.landmarks
-    if landmarks is not None:
-        landmarks = BlazePoseLandmarks(
-            landmarks.image_px + np.array([x0, y0, 0.0]),
-            landmarks.world_m,
-            landmarks.visibility,
-            landmarks.presence,
-        )
-    return replace(
-        pose,
-        keypoints_px=pose.keypoints_px + np.array([x0, y0]),
-        box_px=pose.box_px + np.array([x0, y0, x0, y0]),
-        landmarks=landmarks,
-    )
+def detect_people(
+    detector: PoseDetector,
+    image_bgr: UInt8[np.ndarray, "_ _ 3"],
+    time_s: float,
+    roi: RegionOfInterest | None,
+) -> list[Pose]:
+    """People in the region of a picture, in pixels of the whole picture."""
+    if roi is None:
+        return detector.detect([image_bgr], [time_s])[0]
+    height_px, width_px = image_bgr.shape[:2]
+    x0, y0, x1, y1 = roi_pixels(roi, width_px, height_px)
+    poses = detector.detect([image_bgr[y0:y1, x0:x1]], [time_s])[0]
+    return [shifted(pose, x0, y0) for pose in poses]

@@ -40,6 +40,42 @@ def read_gpus() -> tuple[GpuSnapshot, ...]:
         _ask(pynvml.nvmlShutdown)
 
 
+class GpuReader:
+    """Reads one GPU again and again; NVML stays open in between, which makes a reading quick.
+
+    Parameters
+    ----------
+    cuda_index
+        As CUDA counts, that is among the GPUs that ``CUDA_VISIBLE_DEVICES`` names.
+    visible_devices
+        Value of that variable; only lists of numbers are followed.
+    """
+
+    def __init__(self, cuda_index: int, visible_devices: str | None = None) -> None:
+        visible = (visible_devices or "").split(",")
+        numbers = [int(part) for part in visible if part.strip().isdecimal()]
+        self._index = numbers[cuda_index] if cuda_index < len(numbers) else cuda_index
+        self._open = False
+
+    def read(self) -> GpuSnapshot | None:
+        """Facts of this moment; None where there is no such GPU."""
+        if not self._open:
+            try:
+                pynvml.nvmlInit()
+            except pynvml.NVMLError:
+                return None
+            self._open = True
+        if self._index >= (_ask(pynvml.nvmlDeviceGetCount) or 0):
+            return None
+        return _snapshot(self._index, _ask(pynvml.nvmlSystemGetDriverVersion))
+
+    def close(self) -> None:
+        """Let NVML go."""
+        if self._open:
+            _ask(pynvml.nvmlShutdown)
+            self._open = False
+
+
 def _snapshot(index: int, driver_version: str | None) -> GpuSnapshot:
     handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
     if handle is None:

@@ -8,7 +8,10 @@ from starlette.requests import HTTPConnection
 from pose_analyzer.api.detectors import DetectorPool
 from pose_analyzer.backends import DETECTOR_NAMES
 from pose_analyzer.errors import UnknownNameError
+from pose_analyzer.exercises import Exercise
+from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.settings import Settings
+from pose_analyzer.stream_manager import StreamManager
 
 
 def _settings(connection: HTTPConnection) -> Settings:
@@ -21,6 +24,37 @@ def _detectors(connection: HTTPConnection) -> DetectorPool:
     return detectors
 
 
+def _manager(connection: HTTPConnection) -> StreamManager:
+    manager: StreamManager = connection.state.manager
+    return manager
+
+
+def _exercises(connection: HTTPConnection) -> dict[str, Exercise]:
+    exercises: dict[str, Exercise] = connection.state.exercises
+    return exercises
+
+
+def _metrics(connection: HTTPConnection) -> PrometheusMetrics:
+    metrics: PrometheusMetrics = connection.state.metrics
+    return metrics
+
+
+def detector_or_default(name: str | None, settings: Settings) -> str:
+    """Check a client's choice of detector; the setting's where it made none.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such detector. `create_detector` also takes paths of weights, which run code
+        when they are loaded: those are for whoever runs the service, not for its clients.
+    """
+    if name is None:
+        return settings.detector
+    if name not in DETECTOR_NAMES:
+        raise UnknownNameError("detector", name, DETECTOR_NAMES)
+    return name
+
+
 def _detector_name(
     connection: HTTPConnection,
     detector: Annotated[
@@ -31,15 +65,12 @@ def _detector_name(
         ),
     ] = None,
 ) -> str:
-    if detector is None:
-        return _settings(connection).detector
-    # `create_detector` also takes paths of weights, which run code when they are loaded: those
-    # are for whoever runs the service, not for its clients.
-    if detector not in DETECTOR_NAMES:
-        raise UnknownNameError("detector", detector, DETECTOR_NAMES)
-    return detector
+    return detector_or_default(detector, _settings(connection))
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DetectorsDep = Annotated[DetectorPool, Depends(_detectors)]
 DetectorNameDep = Annotated[str, Depends(_detector_name)]
+ManagerDep = Annotated[StreamManager, Depends(_manager)]
+ExercisesDep = Annotated[dict[str, Exercise], Depends(_exercises)]
+MetricsDep = Annotated[PrometheusMetrics, Depends(_metrics)]

@@ -1,9 +1,7 @@
-"""Detectors of the service: made when first asked for, then shared, one image at a time each."""
+"""Detectors of the service for single images: shared, one image at a time each."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 import anyio
 import numpy as np
@@ -11,28 +9,19 @@ from anyio import to_thread
 from jaxtyping import UInt8
 
 from pose_analyzer.backends import resolve_model
-from pose_analyzer.errors import BackendFailedError, ModelUnavailableError
+from pose_analyzer.on_demand import OnDemand
 from pose_analyzer.ports import PoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.types import Pose
-
-RETRY_AFTER_S: Final = 10.0
-"""How long a detector that could not be had is refused without trying again."""
 
 DetectorFactory = Callable[[str, Settings], PoseDetector]
 """Makes the detector of a model such as ``yolo11n-pose`` or ``mediapipe-full``."""
 
 
 @dataclass(slots=True)
-class _Slot:
-    """One model: its detector once that is loaded, or why it last could not be."""
-
+class _Shared:
+    detector: PoseDetector
     busy: anyio.Lock = field(default_factory=anyio.Lock)
-    """Held while the detector loads or works."""
-    detector: PoseDetector | None = None
-    failure: ModelUnavailableError | BackendFailedError | None = None
-    failed_at_s: float = 0.0
-    """By the monotonic clock."""
 
 
 class DetectorPool:
@@ -40,15 +29,19 @@ class DetectorPool:
 
     def __init__(self, settings: Settings, factory: DetectorFactory) -> None:
         self._settings = settings
-        self._factory = factory
-        self._slots: dict[str, _Slot] = {}
+        self._detectors = OnDemand(lambda model: _Shared(factory(model, settings)))
         self._model_of: dict[str, str] = {}
 
     @property
     def loaded(self) -> tuple[PoseDetector, ...]:
         """Detectors in memory."""
-        slots = tuple(self._slots.values())
-        return tuple(slot.detector for slot in slots if slot.detector is not None)
+        return tuple(shared.detector for shared in self._detectors.made)
+
+    async def model_of(self, name: str) -> str:
+        """Which model ``auto``, ``yolo`` or ``mediapipe`` means at present."""
+        if name in self._model_of:
+            return self._model_of[name]
+        return await to_thread.run_sync(resolve_model, name, self._settings)
 
     async def detect(
         self, name: str, image_bgr: UInt8[np.ndarray, "height width 3"]
@@ -60,32 +53,16 @@ class DetectorPool:
         UnknownNameError, ModelUnavailableError, BackendFailedError
             From making or running the detector.
         """
-        model = self._model_of.get(name)
-        if model is None:
-            model = await to_thread.run_sync(resolve_model, name, self._settings)
-        slot = self._slots.setdefault(model, _Slot())
-        async with slot.busy:
-            detector = slot.detector or await self._load(model, slot)
-            self._model_of[name] = model  # not before: what `auto` means may change until then
-            (poses,) = await to_thread.run_sync(detector.detect, [image_bgr])
-        return detector, poses
+        model = await self.model_of(name)
+        shared = await self._detectors.get(model)
+        self._model_of[name] = model  # not before: what `auto` means may change until then
+        async with shared.busy:
+            (poses,) = await to_thread.run_sync(shared.detector.detect, [image_bgr])
+        return shared.detector, poses
 
     async def close(self) -> None:
         """Free all detectors."""
-        for slot in self._slots.values():
-            async with slot.busy:
-                if slot.detector is not None:
-                    await to_thread.run_sync(slot.detector.close)
-        self._slots.clear()
-
-    async def _load(self, model: str, slot: _Slot) -> PoseDetector:
-        if slot.failure is not None and time.monotonic() < slot.failed_at_s + RETRY_AFTER_S:
-            # Each failed attempt may cost a download's timeouts. The traceback would grow.
-            raise slot.failure.with_traceback(None)
-        try:
-            slot.detector = await to_thread.run_sync(self._factory, model, self._settings)
-        except (ModelUnavailableError, BackendFailedError) as error:
-            slot.failure, slot.failed_at_s = error, time.monotonic()
-            raise
-        slot.failure = None
-        return slot.detector
+        for shared in self._detectors.made:
+            async with shared.busy:
+                await to_thread.run_sync(shared.detector.close)
+        self._detectors.clear()

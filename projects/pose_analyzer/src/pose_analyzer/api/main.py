@@ -1,7 +1,11 @@
 """The service: ``python -m pose_analyzer.api.main --port 8001``."""
 
+import asyncio
+import os
+import socket
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Annotated, Final, TypedDict
@@ -11,20 +15,37 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
+from pose_analyzer.admission import AdmissionConfig
 from pose_analyzer.api.detectors import DetectorFactory, DetectorPool
 from pose_analyzer.api.problems import install_problem_handlers
 from pose_analyzer.api.routes import router
+from pose_analyzer.api.stream_routes import router as stream_router
+from pose_analyzer.api.streaming import router as websocket_router
 from pose_analyzer.api.uploads import BodyLimit
-from pose_analyzer.backends import create_detector, resolve_model
+from pose_analyzer.backends import create_detector, create_pipeline, resolve_model
+from pose_analyzer.errors import InvalidExerciseError
+from pose_analyzer.exercises import Exercise, load_exercises
+from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis
+from pose_analyzer.memory_watch import MemoryWatch
+from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.model_files import MODELS, locate_model
-from pose_analyzer.ports import PoseDetector
+from pose_analyzer.ports import FramePipeline, LiveAnalysis, PoseDetector
 from pose_analyzer.settings import Settings
+from pose_analyzer.stream_manager import ManagerConfig, MemoryReader, StreamManager
+from pose_analyzer.vram_governor import VramReading
 from shared_utils.errors import InvalidSettingError
+from shared_utils.gpu import GpuReader
 from shared_utils.logging import configure_logging
+from shared_utils.machine import give_memory_back, n_usable_cores
 from shared_utils.settings import read_settings
 
 MAX_PEOPLE: Final = 6
-"""How many people MediaPipe, which must know beforehand, looks for."""
+"""How many people MediaPipe, which must know beforehand, looks for in a single image."""
+_CORES_PER_ANALYSIS_PROCESS: Final = 4
+_MAX_ANALYSIS_PROCESSES: Final = 4
+
+PipelineMaker = Callable[[str, Settings], FramePipeline]
+"""Makes the detector that live streams share."""
 
 log = structlog.get_logger()
 
@@ -34,27 +55,41 @@ class State(TypedDict):
 
     settings: Settings
     detectors: DetectorPool
+    exercises: dict[str, Exercise]
+    metrics: PrometheusMetrics
+    manager: StreamManager
 
 
 def image_detector(name: str, settings: Settings) -> PoseDetector:
     """Make a detector for single images.
-
-    The default MediaPipe model is downloaded if it is missing; any other must be here, since a
-    client must not make the service download hundreds of megabytes or accept a licence.
 
     Raises
     ------
     ModelUnavailableError
         The model is not here.
     """
-    model = resolve_model(name, settings)
-    if model in MODELS and model != resolve_model("mediapipe", settings):
-        locate_model(model, settings)
+    model = _served_model(name, settings)
     n_people = MAX_PEOPLE if model.startswith("mediapipe-") else None
     return create_detector(model, settings, mode="image", n_people=n_people)
 
 
-def create_app(settings: Settings, detector_factory: DetectorFactory = image_detector) -> FastAPI:
+def stream_pipeline(name: str, settings: Settings) -> FramePipeline:
+    """Make a detector for live streams.
+
+    Raises
+    ------
+    ModelUnavailableError
+        The model is not here.
+    """
+    return create_pipeline(_served_model(name, settings), settings)
+
+
+def create_app(
+    settings: Settings,
+    detector_factory: DetectorFactory = image_detector,
+    pipeline_factory: PipelineMaker = stream_pipeline,
+    read_memory: MemoryReader | None = None,
+) -> FastAPI:
     """Put the service together.
 
     Parameters
@@ -62,38 +97,166 @@ def create_app(settings: Settings, detector_factory: DetectorFactory = image_det
     settings
         As read by the shell.
     detector_factory
-        Makes detectors by name.
+        Makes detectors for single images by name.
+    pipeline_factory
+        Makes detectors for live streams by name.
+    read_memory
+        How full a GPU is; by default asks its driver.
+
+    Raises
+    ------
+    InvalidExerciseError
+        A file in the folder of exercises is not one.
     """
+    exercises = load_exercises(settings.exercises_dir)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        reader = read_memory or _gpu_memory()
+        metrics = PrometheusMetrics()
         detectors = DetectorPool(settings, detector_factory)
+        manager = StreamManager(
+            lambda model: pipeline_factory(model, settings),
+            _analysis(settings, exercises),
+            metrics,
+            _limits(settings),
+            reader,
+        )
+        app.state.manager = manager
+        watch = MemoryWatch(manager, reader, metrics, settings.max_batch)
+        chores = [asyncio.create_task(manager.run()), asyncio.create_task(watch.run())]
+        for chore in chores:
+            chore.add_done_callback(_tell_of_defect)
         log.info("service_started", detector=settings.detector)
-        yield {"settings": settings, "detectors": detectors}
+        yield {
+            "settings": settings,
+            "detectors": detectors,
+            "exercises": exercises,
+            "metrics": metrics,
+            "manager": manager,
+        }
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await manager.close()
         await detectors.close()
         log.info("service_stopped")
 
     app = FastAPI(
         title="Pose analyzer", version=metadata.version("pose-analyzer"), lifespan=lifespan
     )
+    app.state.settings = settings
     app.add_middleware(BodyLimit, max_upload_bytes=settings.max_upload_bytes)
     install_problem_handlers(app)
     app.include_router(router)
+    app.include_router(stream_router)
+    app.include_router(websocket_router)
     return app
+
+
+def _tell_of_defect(chore: asyncio.Task[None]) -> None:
+    if not chore.cancelled():
+        log.error("chore_stopped", exc_info=chore.exception())
+
+
+class Server(uvicorn.Server):
+    """Tells the clients of live streams why they are disconnected, before uvicorn does it."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all streams, then the server."""
+        app = self.config.app
+        if isinstance(app, FastAPI) and self.started:
+            manager: StreamManager = app.state.manager
+            manager.end_all()
+            await asyncio.sleep(_FAREWELL_S)
+        await super().shutdown(sockets)
+
+
+_FAREWELL_S: Final = 0.2
+# Python's 5 ms would let a detector's thread wait that long for the event loop's.
+_SWITCH_INTERVAL_S: Final = 0.0005
+
+
+def server_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    """How the service is to be served."""
+    settings: Settings = app.state.settings
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_level="warning",
+        ws_max_size=settings.stream_max_frame_bytes,
+        # Pictures do not get smaller.
+        ws_per_message_deflate=False,
+    )
 
 
 def main(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     host: Annotated[str, typer.Option(help="0.0.0.0 to serve other machines.")] = "127.0.0.1",
 ) -> None:
-    """Serve pose detection over HTTP."""
+    """Serve pose detection and live streams over HTTP and WebSocket."""
     configure_logging()
+    give_memory_back()
     try:
         settings = read_settings(Settings)
-    except InvalidSettingError as error:
+        app = create_app(settings)
+    except (InvalidSettingError, InvalidExerciseError) as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
         raise typer.Exit(2) from error
-    uvicorn.run(create_app(settings), host=host, port=port)
+    log.info("service_begins", url=f"http://{host}:{port}")
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    Server(server_config(app, host, port)).run()
+
+
+def _served_model(name: str, settings: Settings) -> str:
+    """Which model that is; it must be here.
+
+    The default MediaPipe model is downloaded if it is missing; any other must have been, since a
+    client must not make the service download hundreds of megabytes or accept a licence.
+    """
+    model = resolve_model(name, settings)
+    if model in MODELS and model != resolve_model("mediapipe", settings):
+        locate_model(model, settings)
+    return model
+
+
+def _analysis(settings: Settings, exercises: dict[str, Exercise]) -> LiveAnalysis:
+    n_processes = settings.analysis_processes
+    if n_processes is None:
+        n_processes = min(n_usable_cores() // _CORES_PER_ANALYSIS_PROCESS, _MAX_ANALYSIS_PROCESSES)
+    if n_processes == 0:
+        return LocalAnalysis(tuple(exercises.values()))
+    return ProcessAnalysis(tuple(exercises.values()), n_processes)
+
+
+def _limits(settings: Settings) -> ManagerConfig:
+    return ManagerConfig(
+        admission=AdmissionConfig(
+            max_streams=settings.max_streams, min_stream_fps=settings.min_stream_fps
+        ),
+        grace_s=settings.stream_grace_s,
+        n_results_kept=settings.stream_results_kept,
+    )
+
+
+def _gpu_memory() -> MemoryReader:
+    """Reads the GPU a device such as ``cuda:0`` means."""
+    readers: dict[str, GpuReader] = {}
+
+    def read(device: str) -> VramReading | None:
+        if not device.startswith("cuda"):
+            return None
+        if device not in readers:
+            index = int(device.partition(":")[2] or 0)
+            readers[device] = GpuReader(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        gpu = readers[device].read()
+        if gpu is None or gpu.used_bytes is None or gpu.total_bytes is None:
+            return None
+        return VramReading(time.monotonic(), gpu.used_bytes, gpu.total_bytes)
+
+    return read
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One table from error class to HTTP status; every refusal is an RFC 9457 problem document."""
 
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,8 +16,11 @@ from pose_analyzer.api.schemas import Problem
 from pose_analyzer.errors import (
     BackendFailedError,
     ModelUnavailableError,
+    NoCapacityError,
     PoseAnalyzerError,
+    SourceNotAllowedError,
     UnknownNameError,
+    UnknownStreamError,
     UnreadableSourceError,
 )
 
@@ -57,6 +61,15 @@ PROBLEMS: Final[dict[type[PoseAnalyzerError], ProblemKind]] = {
     UnknownNameError: ProblemKind(
         "unknown-name", HTTPStatus.UNPROCESSABLE_ENTITY, "There is nothing of that name"
     ),
+    UnknownStreamError: ProblemKind(
+        "unknown-stream", HTTPStatus.NOT_FOUND, "There is no such stream"
+    ),
+    SourceNotAllowedError: ProblemKind(
+        "source-not-allowed", HTTPStatus.FORBIDDEN, "The service may not read this source"
+    ),
+    NoCapacityError: ProblemKind(
+        "no-capacity", HTTPStatus.SERVICE_UNAVAILABLE, "There is no room for another stream"
+    ),
     ModelUnavailableError: ProblemKind(
         "model-unavailable", HTTPStatus.SERVICE_UNAVAILABLE, "The model is not on this machine"
     ),
@@ -89,7 +102,12 @@ def documented_problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]
 async def _on_known_error(request: Request, error: Exception) -> JSONResponse:
     kind = next(PROBLEMS[parent] for parent in type(error).__mro__ if parent in PROBLEMS)
     log.info("request_refused", problem=kind.code, detail=str(error))
-    return _respond(request, kind.status, kind.title, str(error), type=f"{TYPE_PREFIX}{kind.code}")
+    response = _respond(
+        request, kind.status, kind.title, str(error), type=f"{TYPE_PREFIX}{kind.code}"
+    )
+    if isinstance(error, NoCapacityError):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -1,6 +1,11 @@
 """Detectors by name: which network, run by what."""
 
-from pose_analyzer.backends.factory import DETECTOR_NAMES, create_detector, resolve_model
+from pose_analyzer.backends.factory import (
+    DETECTOR_NAMES,
+    create_detector,
+    create_pipeline,
+    resolve_model,
+)
 from pose_analyzer.backends.mediapipe import MediaPipePoseDetector
 from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
 
@@ -9,6 +14,7 @@ __all__ = [
     "MediaPipePoseDetector",
     "OnnxBackend",
     "create_detector",
+    "create_pipeline",
     "export_onnx",
     "resolve_model",
 ]

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
+from pose_analyzer.backends.cpu_pipeline import CpuFramePipeline, default_workers
 from pose_analyzer.backends.mediapipe import MediaPipePoseDetector, Mode
 from pose_analyzer.backends.onnx import OnnxBackend, export_onnx
 from pose_analyzer.errors import ModelUnavailableError, UnknownNameError
@@ -15,7 +16,7 @@ from pose_analyzer.model_files import (
     fetch_model,
     locate_model,
 )
-from pose_analyzer.ports import PoseDetector
+from pose_analyzer.ports import FramePipeline, PoseDetector
 from pose_analyzer.pose_detector import YOLOPoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.ultralytics_library import ultralytics_installed
@@ -76,6 +77,46 @@ def create_detector(
     if name.startswith(_MEDIAPIPE_PREFIX):
         return MediaPipePoseDetector(path, name=name, mode=mode, n_people=n_people or 1)
     return _yolo(path, name, settings, mode, n_people)
+
+
+def create_pipeline(model: str, settings: Settings) -> FramePipeline:
+    """Make what detects people for many live streams at once.
+
+    Parameters
+    ----------
+    model
+        A model such as ``yolo11n-pose``; it is downloaded if it is not here.
+    settings
+        Model folders, and how YOLO runs on a GPU.
+
+    Raises
+    ------
+    UnknownNameError, ModelUnavailableError, BackendFailedError
+        As `create_detector`.
+    """
+    if model not in MODELS:
+        raise UnknownNameError("detector", model, DETECTOR_NAMES)
+    is_mediapipe = model.startswith(_MEDIAPIPE_PREFIX)
+    if not is_mediapipe and ultralytics_installed() and _cuda_available():
+        # Imported late, as for `TorchBackend`.
+        from pose_analyzer.backends.gpu.options import GpuOptions  # noqa: PLC0415
+        from pose_analyzer.backends.gpu.pipeline import create_gpu_pipeline  # noqa: PLC0415
+
+        options = GpuOptions(
+            engine=settings.engine,
+            half=settings.half,
+            max_batch=settings.max_batch,
+            confidence=_VIDEO_CONFIDENCE,
+            max_pixels=settings.max_image_pixels,
+        )
+        weights, config_dir = fetch_model(model, settings), settings.cache_dir / "ultralytics"
+        return create_gpu_pipeline(weights, model, config_dir, options)
+    return CpuFramePipeline(
+        lambda: create_detector(model, settings),
+        per_stream=is_mediapipe,
+        n_workers=default_workers(model),
+        max_pixels=settings.max_image_pixels,
+    )
 
 
 def resolve_model(name: str, settings: Settings) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from pose_analyzer.backends._ultralytics import load_pose_network
 from pose_analyzer.errors import BackendFailedError
+from shared_utils.machine import n_usable_cores
 
 # From its import on, ONNX Runtime reports its use to Microsoft unless told not to.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -72,7 +73,7 @@ class OnnxBackend:
             raise BackendFailedError(self._name, "this ONNX Runtime has no CUDA support.")
         self._device = "cuda:0" if cuda else "cpu"
         options = ort.SessionOptions()
-        options.intra_op_num_threads = n_threads or _n_usable_cores()
+        options.intra_op_num_threads = n_threads or n_usable_cores()
         # Spinning gains 3 ms of 18 on idle cores and costs two thirds of the rate when decoding and
         # writing share them.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -139,13 +140,6 @@ class OnnxBackend:
             )
         people: np.ndarray = output[:n_images].astype(np.float32, copy=False)
         return people
-
-
-def _n_usable_cores() -> int:
-    """Cores this process may run on, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _fixed(shape: Sequence[Any]) -> tuple[int, ...] | None:

@@ -11,11 +11,12 @@ from pose_analyzer.errors import OutputFailedError, UnknownNameError
 from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
 from pose_analyzer.keypoint_filters import FILTERS, KeypointFilter
 from pose_analyzer.model_files import DownloadProgress
+from pose_analyzer.regions import RegionOfInterest
 from pose_analyzer.rendering import OverlayWriter
 from pose_analyzer.reporting import write_analysis_json, write_angles_csv, write_report_html
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
-from pose_analyzer.stream_analyzer import AnalysisConfig, RegionOfInterest
+from pose_analyzer.stream_analyzer import AnalysisConfig
 from pose_analyzer.types import Frame, PersonFrame, SourceInfo, VideoAnalysis
 from pose_analyzer.video_processor import process_video
 

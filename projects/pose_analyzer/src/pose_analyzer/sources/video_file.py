@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from pose_analyzer.errors import UnreadableSourceError
+from pose_analyzer.sampling import sampling_slot
 from pose_analyzer.types import Frame, SourceInfo
 
 # FFmpeg also plays playlists, which fetch other files and addresses, and draws text files as
@@ -30,7 +31,6 @@ _FORMATS: Final = (
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
 _FALLBACK_FPS: Final = 30.0  # for streams that state neither rate nor timestamps
-_EARLY_RATIO: Final = 0.25  # a frame this share of its period early still counts as on time
 _BACKWARD_JUMP_S: Final = 1.0  # timestamps going back further belong to an appended recording
 # How much shorter than announced a complete stream may be: the last frame's duration and rounding
 # for a track, the end of a longer sound track for a container.
@@ -74,7 +74,7 @@ class VideoFileSource:
         self._announced_s = float("nan")
         self._shortfall_s = _TRACK_SHORTFALL_S
         self._damage: _Damage | None = None
-        with _opened(path) as container:
+        with opened(path) as container:
             self._info = self._probe(container)
 
     @property
@@ -109,9 +109,9 @@ class VideoFileSource:
     def _read(self, sample_fps: float | None) -> Iterator[Frame]:
         damage = self._damage = _Damage()
         last_slot: int | None = None
-        with _opened(self._path) as container:
-            stream = _video_stream(container, self._path)
-            to_bgr = _BgrConverter(self._coded_size, self._orientation)
+        with opened(self._path) as container:
+            stream = video_stream(container, self._path)
+            to_bgr = BgrConverter(self._coded_size, self._orientation)
             for index, time_s, picture in self._timed(_decode(container, stream, damage), damage):
                 if sample_fps is not None:
                     slot = sampling_slot(time_s, sample_fps, self._info.fps)
@@ -147,14 +147,14 @@ class VideoFileSource:
             yield index, float(time), picture
 
     def _probe(self, container: InputContainer) -> SourceInfo:
-        stream = _video_stream(container, self._path)
+        stream = video_stream(container, self._path)
         first = next(_decode(container, stream, _Damage()), None)
         if first is None:
             raise UnreadableSourceError(
                 str(self._path), "its video track holds not one readable frame."
             )
-        self._coded_size = _square_pixel_size(first, stream)
-        self._orientation = _orientation(first)
+        self._coded_size = square_pixel_size(first, stream)
+        self._orientation = read_orientation(first)
         width, height = self._coded_size
         if self._orientation.transposed:
             width, height = height, width
@@ -187,27 +187,8 @@ class VideoFileSource:
             yield f"timestamps start again; the parts were joined ({damage.n_jumps + 1})"
 
 
-def sampling_slot(time_s: float, sample_fps: float, source_fps: float) -> int:
-    """Which period of the sampling grid a frame belongs to; the first frame of each is taken.
-
-    Timestamps jitter and are rounded by containers, so a frame up to a quarter of the source's own
-    period early counts as on time; without that, sampling at the source's rate would lose frames.
-
-    Parameters
-    ----------
-    time_s
-        Time since the first frame.
-    sample_fps
-        Rate of the grid.
-    source_fps
-        Average rate of the source; NaN when unknown.
-    """
-    ratio = sample_fps / source_fps if source_fps > 0 else 1.0
-    return int(np.floor(time_s * sample_fps + _EARLY_RATIO * min(ratio, 1.0)))
-
-
 @dataclass(frozen=True, slots=True)
-class _Orientation:
+class Orientation:
     """How to turn a stored picture upright: transpose first, then mirror."""
 
     transposed: bool
@@ -215,6 +196,7 @@ class _Orientation:
     mirror_y: bool
 
     def apply(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Turn a picture."""
         if self.transposed:
             image = cv2.transpose(image)
         if self.mirror_x and self.mirror_y:
@@ -224,30 +206,31 @@ class _Orientation:
         return cv2.flip(image, 0) if self.mirror_y else image
 
 
-def _orientation(picture: VideoFrame) -> _Orientation:
+def read_orientation(picture: VideoFrame) -> Orientation:
     """Read the display matrix: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 6.2.2).
 
     To be asked of one picture only: it then refers to itself and stays in memory for a while.
     """
     matrix: Any = picture.side_data.get("DISPLAYMATRIX")  # a buffer, typed as object
     if matrix is None:
-        return _Orientation(transposed=False, mirror_x=False, mirror_y=False)
+        return Orientation(transposed=False, mirror_x=False, mirror_y=False)
     a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
     if abs(a) >= abs(b):
-        return _Orientation(transposed=False, mirror_x=a < 0, mirror_y=d < 0)
-    return _Orientation(transposed=True, mirror_x=c < 0, mirror_y=b < 0)
+        return Orientation(transposed=False, mirror_x=a < 0, mirror_y=d < 0)
+    return Orientation(transposed=True, mirror_x=c < 0, mirror_y=b < 0)
 
 
-class _BgrConverter:
+class BgrConverter:
     """Turns decoded pictures into upright BGR arrays of one size."""
 
-    def __init__(self, size: tuple[int, int], orientation: _Orientation) -> None:
+    def __init__(self, size: tuple[int, int], orientation: Orientation) -> None:
         self._width, self._height = size
         self._orientation = orientation
         # Kept between pictures: setting up the scaler costs more than using it.
         self._reformatter = VideoReformatter()
 
     def __call__(self, picture: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+        """Convert one picture."""
         converted = self._reformatter.reformat(
             picture,
             width=self._width,
@@ -260,7 +243,7 @@ class _BgrConverter:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
+def opened(path: Path) -> Iterator[InputContainer]:
     """Open a file and, at the end, let its decoding threads come to rest before it is closed.
 
     PyAV holds Python's global lock while it waits for those threads to end. A thread that then
@@ -292,7 +275,7 @@ def _open(path: Path) -> InputContainer:
         raise UnreadableSourceError(str(path), f"cannot be read: {error.strerror}.") from error
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """Find the first video track that is not a cover picture; it decodes on all cores."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
@@ -354,7 +337,7 @@ class _TimestampGuesser:
         return None if ticks is None or picture.time_base is None else ticks * picture.time_base
 
 
-def _square_pixel_size(picture: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+def square_pixel_size(picture: VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """Width and height at which the picture's pixels are square."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     return max(round(picture.width * aspect), 1), picture.height

@@ -1,0 +1,1 @@
+"""YOLO on an NVIDIA GPU: from files to people without leaving it."""

@@ -1,0 +1,333 @@
+"""Starts analysis processes, talks to them, and replaces those that die."""
+
+import contextlib
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+import structlog
+
+from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.exercises import Exercise
+from pose_analyzer.live_analysis import messages
+from pose_analyzer.live_analysis.session import ANALYSIS_NAME
+from pose_analyzer.stream_types import AnalysedFrame
+
+_WORKER: Final = "pose_analyzer.live_analysis.worker"
+# Processes with a thread per core each would only wait for each other.
+_ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_READ_BYTES: Final = 1 << 16
+_START_S: Final = 60.0
+_CLOSE_S: Final = 5.0
+MAX_BACKLOG: Final = 48
+"""Frames a process has not answered, from which on its streams' frames wait and become stale."""
+# A process that dies before it is ready is not started again at once.
+_RETRY_S: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class AnalysisProcess:
+    """A process, its successors, and the streams that live there.
+
+    Any thread may call `open`, `change`, `end` and `ask`; the rest belongs to `ProcessGroup`.
+    """
+
+    def __init__(self, exercises: Sequence[Exercise], wake: Callable[[], None]) -> None:
+        self.connection: socket.socket | None = None
+        self.started: Future[None] = Future()
+        """Resolved once the first process is ready, or has died."""
+        self.ready = False
+        self._wake = wake
+        self._configure = messages.write(
+            messages.Configure([exercise.model_dump() for exercise in exercises])
+        )
+        # Held while the connection is written to or replaced.
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._held = bytearray()
+        self._unsent = bytearray()
+        self._reader = messages.Reader()
+        self._asked: deque[Future[AnalysedFrame]] = deque()
+        self._exercise_of: dict[str, str] = {}
+
+    @property
+    def n_streams(self) -> int:
+        """How many streams live here."""
+        return len(self._exercise_of)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it keeps up with what it is asked."""
+        return len(self._asked) < MAX_BACKLOG
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether `flush` has something to do."""
+        return bool(self._unsent)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return None if self._process is None else self._process.pid
+
+    def open(self, stream_id: str, exercise: str) -> None:
+        """Begin a session."""
+        with self._lock:
+            self._exercise_of[stream_id] = exercise
+            self._send(messages.write(messages.Open(stream_id, exercise)))
+
+    def change(self, stream_id: str, exercise: str) -> None:
+        """Count another exercise."""
+        with self._lock:
+            self._exercise_of[stream_id] = exercise
+            self._send(messages.write(messages.Change(stream_id, exercise)))
+
+    def end(self, stream_id: str) -> None:
+        """Forget a session."""
+        with self._lock:
+            del self._exercise_of[stream_id]
+            self._send(messages.write(messages.End(stream_id)))
+
+    def ask(self, question: messages.Analyse) -> "Future[AnalysedFrame]":
+        """Have a frame analysed; `send` must follow."""
+        future: Future[AnalysedFrame] = Future()
+        # From now on nobody can cancel it: answers are matched to questions by their order.
+        future.set_running_or_notify_cancel()
+        data = messages.write(question)
+        with self._lock:
+            if self.connection is not None:
+                self._asked.append(future)
+                self._held += data
+                return future
+        future.set_exception(_failure("its process is not running"))
+        return future
+
+    def send(self) -> None:
+        """Send what was asked: one system call for all frames of a batch."""
+        if self._held:
+            with self._lock:
+                self._send(b"")
+
+    def start(self) -> socket.socket:
+        """Start a process, with new sessions for the streams there are."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                # -P: no module of that name from the working directory.
+                [sys.executable, "-P", "-m", _WORKER],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=os.environ | _ONE_THREAD,
+                # Ctrl+C in the terminal is for the parent, which ends its processes in order.
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        with self._lock:
+            self.connection = ours
+            self._send(self._configure)
+            for stream_id, exercise in self._exercise_of.items():
+                self._send(messages.write(messages.Open(stream_id, exercise)))
+        return ours
+
+    def flush(self) -> None:
+        """Write what could not be written at once."""
+        with self._lock:
+            # In front of what is held: it was asked before.
+            self._held = self._unsent + self._held
+            self._unsent.clear()
+            self._send(b"")
+
+    def receive(self, buffer: bytearray) -> bool:
+        """Resolve what has been answered; False once the process has ended."""
+        if self.connection is None:
+            return False
+        try:
+            n_bytes = self.connection.recv_into(buffer)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        for reply in self._reader.replies(buffer[:n_bytes]):
+            if isinstance(reply, messages.Analysed):
+                self._resolve(reply)
+            else:
+                self.ready = True
+                if not self.started.done():
+                    self.started.set_result(None)
+        return n_bytes > 0
+
+    def bury(self) -> int | None:
+        """Clean up after a process that has ended; its exit code."""
+        with self._lock:
+            lost, self._asked = self._asked, deque()
+            if self.connection is not None:
+                self.connection.close()
+            self.connection = None
+            self._held.clear()
+            self._unsent.clear()
+            self._reader = messages.Reader()
+        self.ready = False
+        code = None if self._process is None else self._process.wait()
+        failure = _failure(f"its process ended with code {code}")
+        if not self.started.done():
+            self.started.set_exception(failure)
+        for future in lost:
+            future.set_exception(failure)
+        return code
+
+    def stop_asking(self) -> None:
+        """Let the process end once it has answered everything."""
+        with self._lock, contextlib.suppress(OSError):
+            self._send(b"")
+            if self.connection is not None:
+                self.connection.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _send(self, data: bytes) -> None:
+        data = bytes(self._held) + data
+        self._held.clear()
+        if self.connection is None:
+            return
+        n_sent = 0
+        if not self._unsent:
+            try:
+                n_sent = self.connection.send(data)
+            except BlockingIOError:
+                pass
+            except (BrokenPipeError, ConnectionResetError):
+                return  # noticed again where answers are received
+        if n_sent < len(data):
+            self._unsent += data[n_sent:]
+            self._wake()
+
+    def _resolve(self, reply: messages.Analysed) -> None:
+        future = self._asked.popleft()
+        if reply.error is not None:
+            future.set_exception(_failure(reply.error))
+            return
+        future.set_result(
+            AnalysedFrame(reply.people, reply.n_people, reply.n_new_repetitions, reply.analyse_s)
+        )
+
+
+class ProcessGroup:
+    """Several `AnalysisProcess`, and the thread that receives for all of them.
+
+    Raises
+    ------
+    BackendFailedError
+        A process cannot be started.
+    """
+
+    def __init__(self, exercises: Sequence[Exercise], n_processes: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._closing = False
+        self._start_at_s: dict[AnalysisProcess, float] = {}
+        self.processes = [AnalysisProcess(exercises, self._wake) for _ in range(n_processes)]
+        for process in self.processes:
+            self._start(process)
+        self._thread = threading.Thread(target=self._run, name="analysis-replies", daemon=True)
+        self._thread.start()
+        try:
+            for process in self.processes:
+                process.started.result(_START_S)
+        except TimeoutError as error:
+            self.close()
+            raise _failure(f"its process is not ready after {_START_S:.0f} s") from error
+        except BackendFailedError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Have everything answered that was asked, then end the processes."""
+        if self._closing:
+            return
+        self._closing = True
+        for process in self.processes:
+            process.stop_asking()
+        self._wake()
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            for process in self.processes:
+                process.kill()
+            self._thread.join()
+        self._selector.close()
+        self._woken.close()
+        self._waker.close()
+
+    def _wake(self) -> None:
+        # A full buffer wakes it as well.
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"\0")
+
+    def _start(self, process: AnalysisProcess) -> None:
+        self._selector.register(process.start(), selectors.EVENT_READ, process)
+
+    def _run(self) -> None:
+        """Receive until all processes have ended."""
+        buffer = bytearray(_READ_BYTES)
+        while not self._closing or any(one.connection is not None for one in self.processes):
+            for key, events in self._selector.select(self._wait_s()):
+                if key.data is None:
+                    self._woken.recv(_READ_BYTES)
+                    self._watch_unsent()
+                    continue
+                if events & selectors.EVENT_WRITE:
+                    key.data.flush()
+                    self._watch(key.data)
+                if events & selectors.EVENT_READ and not key.data.receive(buffer):
+                    self._replace(key.data)
+            self._start_due()
+
+    def _watch_unsent(self) -> None:
+        for process in self.processes:
+            if process.has_unsent:
+                self._watch(process)
+
+    def _watch(self, process: AnalysisProcess) -> None:
+        if process.connection is not None:
+            write = selectors.EVENT_WRITE if process.has_unsent else 0
+            self._selector.modify(process.connection, selectors.EVENT_READ | write, process)
+
+    def _replace(self, process: AnalysisProcess) -> None:
+        """Have a successor started, at once if it is likely to succeed."""
+        if process.connection is not None:
+            self._selector.unregister(process.connection)
+        was_ready = process.ready
+        code = process.bury()
+        if not self._closing:
+            log.error("analysis_process_died", exit_code=code, n_streams=process.n_streams)
+            self._start_at_s[process] = time.monotonic() + (0.0 if was_ready else _RETRY_S)
+
+    def _wait_s(self) -> float | None:
+        if not self._start_at_s:
+            return None
+        return max(min(self._start_at_s.values()) - time.monotonic(), 0.0)
+
+    def _start_due(self) -> None:
+        now_s = time.monotonic()
+        for process in [one for one, due_s in self._start_at_s.items() if due_s <= now_s]:
+            del self._start_at_s[process]
+            if not self._closing:
+                self._start(process)
+
+
+def _failure(reason: str) -> BackendFailedError:
+    return BackendFailedError(ANALYSIS_NAME, reason)

@@ -1,0 +1,91 @@
+"""One analysis process: ``python -m pose_analyzer.live_analysis.worker``, its socket as stdin.
+
+It ends when the other end of the socket is closed, which happens however its parent ends.
+"""
+
+import socket
+import sys
+import time
+from typing import Final
+
+from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.exercises import Exercise, select_exercises
+from pose_analyzer.live_analysis.messages import (
+    Analyse,
+    Analysed,
+    Change,
+    Configure,
+    End,
+    Open,
+    Reader,
+    Ready,
+    Request,
+    poses_of,
+    write,
+)
+from pose_analyzer.live_analysis.session import LiveSession
+
+_READ_BYTES: Final = 1 << 18
+# Each write wakes a thread of the parent, which has thousands of answers a second to pass on:
+# answers to questions that came together wait this long for each other.
+_COLLECT_S: Final = 1e-3
+
+
+class Sessions:
+    """The sessions of this process, driven by messages."""
+
+    def __init__(self) -> None:
+        self._exercises: dict[str, Exercise] = {}
+        self._sessions: dict[str, LiveSession] = {}
+
+    def handle(self, message: Request) -> Analysed | Ready | None:
+        """Do what is asked."""
+        match message:
+            case Analyse():
+                return self._analyse(message)
+            case Open(stream_id, exercise):
+                self._sessions[stream_id] = LiveSession(select_exercises(self._exercises, exercise))
+            case Change(stream_id, exercise):
+                self._sessions[stream_id].change_exercises(
+                    select_exercises(self._exercises, exercise)
+                )
+            case End(stream_id):
+                del self._sessions[stream_id]
+            case Configure(exercises):
+                loaded = [Exercise.model_validate(fields) for fields in exercises]
+                self._exercises = {exercise.name: exercise for exercise in loaded}
+                return Ready()
+        return None
+
+    def _analyse(self, message: Analyse) -> Analysed:
+        session = self._sessions[message.stream_id]
+        try:
+            done = session.analyse(
+                message.frame_index, message.time_s, poses_of(message), message.encoding
+            )
+        except BackendFailedError as error:
+            return Analysed(error=error.reason)
+        return Analysed(done.people, done.n_people, done.n_new_repetitions, done.analyse_s)
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer until the other end is closed."""
+    sessions, reader = Sessions(), Reader()
+    while data := connection.recv(_READ_BYTES):
+        replies, sent_s = b"", time.perf_counter()
+        for message in reader.requests(data):
+            reply = sessions.handle(message)
+            if reply is not None:
+                replies += write(reply)
+            if time.perf_counter() - sent_s > _COLLECT_S:
+                connection.sendall(replies)
+                replies, sent_s = b"", time.perf_counter()
+        connection.sendall(replies)
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=sys.stdin.fileno()) as parent:
+        try:
+            serve(parent)
+        except (BrokenPipeError, ConnectionResetError):
+            sys.exit(1)

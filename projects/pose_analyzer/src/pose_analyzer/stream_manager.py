@@ -1,0 +1,430 @@
+"""Every live stream of the service: started, resumed, fed by its source, ended."""
+
+import asyncio
+import math
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from pose_analyzer.admission import AdmissionConfig, Load, Refused, admit
+from pose_analyzer.concurrent_stream_processor import ConcurrentStreamProcessor
+from pose_analyzer.errors import NoCapacityError, UnknownStreamError
+from pose_analyzer.live_stream import LiveStream, Sink
+from pose_analyzer.on_demand import OnDemand
+from pose_analyzer.ports import (
+    FramePipeline,
+    FrameReceiver,
+    LiveAnalysis,
+    SourceReader,
+    StreamMetrics,
+)
+from pose_analyzer.stream_types import (
+    DropCause,
+    FrameContent,
+    StreamOptions,
+    StreamState,
+)
+from pose_analyzer.vram_governor import VramReading
+from pose_analyzer.wire import Error, Ready
+
+CLOSE_ENDED: Final = 1000
+CLOSE_SHUTDOWN: Final = 1001
+CLOSE_TAKEN_OVER: Final = 4409
+HOUSEKEEPING_S: Final = 0.2
+FEED_FRAMES: Final = 24
+"""Frames of a file read ahead of the detector."""
+
+log = structlog.get_logger()
+
+PipelineFactory = Callable[[str], FramePipeline]
+"""Makes the detector of a model such as ``yolo11n-pose``."""
+MemoryReader = Callable[[str], VramReading | None]
+"""How full the GPU behind a device such as ``cuda:0`` is; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source the service reads itself."""
+
+    open: Callable[[FrameReceiver, str], SourceReader]
+    """Makes the reader; the text is the device whose memory the frames may stay in."""
+    lossless: bool
+    """A file: every frame counts. A camera: only the newest does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerConfig:
+    """Limits of the service."""
+
+    admission: AdmissionConfig
+    grace_s: float = 30.0
+    """For so long a stream outlives its connection."""
+    n_results_kept: int = 300
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    stream: LiveStream
+    processor: ConcurrentStreamProcessor
+    reader: SourceReader | None = None
+    source_ended: bool = False
+    connected_before: bool = False
+
+
+class StreamManager:
+    """Streams by id. All methods belong to the event loop's thread.
+
+    Parameters
+    ----------
+    make_pipeline
+        Called in a thread when a model is first asked for.
+    analysis
+        Follows the people of all streams.
+    metrics
+        Is told what happens.
+    config
+        Limits.
+    read_memory
+        For admission and the governor.
+    clock
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        make_pipeline: PipelineFactory,
+        analysis: LiveAnalysis,
+        metrics: StreamMetrics,
+        config: ManagerConfig,
+        read_memory: MemoryReader,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pipelines = OnDemand(make_pipeline)
+        self._processors: dict[str, ConcurrentStreamProcessor] = {}
+        self._analysis = analysis
+        self._metrics = metrics
+        self._config = config
+        self._read_memory = read_memory
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+        self._closing = False
+
+    @property
+    def streams(self) -> tuple[LiveStream, ...]:
+        """All streams, oldest first."""
+        return tuple(entry.stream for entry in self._entries.values())
+
+    @property
+    def pipelines(self) -> tuple[FramePipeline, ...]:
+        """Detectors in memory."""
+        return self._pipelines.made
+
+    def get(self, stream_id: str) -> LiveStream:
+        """Return the stream of that id.
+
+        Raises
+        ------
+        UnknownStreamError
+            There is none.
+        """
+        return self._entry(stream_id).stream
+
+    def pipeline_of(self, stream_id: str) -> FramePipeline:
+        """Detector of a stream."""
+        return self._entry(stream_id).processor.pipeline
+
+    async def start(self, options: StreamOptions, source: Source | None = None) -> LiveStream:
+        """Begin a stream.
+
+        Raises
+        ------
+        NoCapacityError
+            It would not get its share, or the service is ending.
+        UnknownNameError, ModelUnavailableError, BackendFailedError
+            Its detector or exercise cannot be had.
+        """
+        pipeline = await self._pipelines.get(options.detector)
+        memory = self._read_memory(pipeline.device)
+        # No pause between admission and registration: a hundred clients may ask at once.
+        self._admit(pipeline, options, memory)
+        processor = self._processors.get(options.detector)
+        if processor is None:
+            processor = ConcurrentStreamProcessor(
+                pipeline, self._analysis, self._metrics, self._clock
+            )
+            self._processors[options.detector] = processor
+        now_s = self._clock()
+        stream = LiveStream(
+            stream_id=secrets.token_urlsafe(16),
+            options=options,
+            started_s=now_s,
+            lossless=source is not None and source.lossless,
+            n_results_kept=self._config.n_results_kept,
+            silent_since_s=now_s,
+        )
+        self._analysis.open(stream.stream_id, options.exercise)
+        entry = _Entry(stream, processor)
+        self._entries[stream.stream_id] = entry
+        if source is not None:
+            entry.reader = source.open(self._feed(entry), pipeline.device)
+            entry.reader.start()
+        log.info("stream_started", stream_id=stream.stream_id, detector=pipeline.name)
+        self._count_streams()
+        return stream
+
+    def attach(self, stream_id: str, sink: Sink) -> LiveStream:
+        """Have a stream's answers sent here from now on; an earlier listener is sent away.
+
+        Raises
+        ------
+        UnknownStreamError
+            There is no such stream.
+        """
+        entry = self._entry(stream_id)
+        stream = entry.stream
+        if stream.sink is not None:
+            stream.sink.close(CLOSE_TAKEN_OVER, "another connection took the stream over")
+        resumed, entry.connected_before = entry.connected_before, True
+        stream.sink, stream.silent_since_s = sink, None
+        stream.clock = stream.clock.reconnected()
+        stream.tell(
+            Ready(
+                stream_id=stream_id,
+                next_frame=stream.next_index,
+                resumed=resumed,
+                exercise=stream.exercise,
+                detector=entry.processor.pipeline.name,
+                device=entry.processor.pipeline.device,
+                state=stream.state,
+            )
+        )
+        if stream.problem is not None:
+            stream.tell_state(stream.problem)
+        if stream.ended:
+            sink.close(CLOSE_ENDED, "the stream has ended")
+        return stream
+
+    def detach(self, stream_id: str, sink: Sink) -> None:
+        """Take note that a connection is gone; its stream waits for another one."""
+        entry = self._entries.get(stream_id)
+        if entry is not None and entry.stream.sink is sink:
+            entry.stream.sink = None
+            entry.stream.silent_since_s = self._clock()
+            entry.processor.pump()
+
+    def offer(self, stream: LiveStream, content: bytes, captured_s: float | None) -> None:
+        """Take a picture a client sent."""
+        self._entry(stream.stream_id).processor.offer(stream, content, captured_s)
+
+    def refuse(self, stream: LiveStream, cause: DropCause) -> None:
+        """Count a picture a client sent that will not be looked at."""
+        self._entry(stream.stream_id).processor.refuse(stream, cause)
+
+    def drained(self, stream_id: str) -> None:
+        """Take note that a client has read its answers."""
+        entry = self._entries.get(stream_id)
+        if entry is not None and entry.stream.waiting:
+            entry.processor.pump()
+
+    def pause(self, stream_id: str) -> LiveStream:
+        """Stop analysing a stream until `resume`."""
+        entry = self._entry(stream_id)
+        entry.stream.paused = True
+        self._after_change(entry, "paused by the client")
+        return entry.stream
+
+    def resume(self, stream_id: str) -> LiveStream:
+        """Undo `pause`; a stream that was shed stays so until there is memory."""
+        entry = self._entry(stream_id)
+        entry.stream.paused = False
+        self._after_change(entry, "resumed by the client")
+        return entry.stream
+
+    def change_exercise(self, stream_id: str, exercise: str) -> None:
+        """Count another exercise from now on, which the caller has checked to exist."""
+        stream = self.get(stream_id)
+        self._analysis.change_exercise(stream_id, exercise)
+        stream.exercise = exercise
+
+    def end(self, stream_id: str, reason: str, code: int = CLOSE_ENDED) -> None:
+        """End a stream and forget it.
+
+        Raises
+        ------
+        UnknownStreamError
+            There is no such stream.
+        """
+        entry = self._entry(stream_id)
+        self._finish(entry, reason, code)
+        del self._entries[stream_id]
+        self._count_streams()
+
+    def shed(self, stream_ids: Sequence[str], reason: str) -> None:
+        """Stop analysing these streams for lack of memory, and tell their clients."""
+        for stream_id in stream_ids:
+            self._entries[stream_id].stream.shed = True
+            self._after_change(self._entries[stream_id], reason)
+
+    def unshed(self, stream_ids: Sequence[str], reason: str) -> None:
+        """Analyse these streams again, and tell their clients."""
+        for stream_id in stream_ids:
+            self._entries[stream_id].stream.shed = False
+            self._after_change(self._entries[stream_id], reason)
+
+    def keep_house(self) -> None:
+        """End what is over: streams left alone, files read to their end."""
+        now_s = self._clock()
+        for entry in tuple(self._entries.values()):
+            stream = entry.stream
+            if entry.source_ended and not stream.ended and not self._unanswered(stream):
+                self._finish(entry, stream.problem or "the source has ended", CLOSE_ENDED)
+            silent_s = 0.0 if stream.silent_since_s is None else now_s - stream.silent_since_s
+            fed_by_client = stream.options.source is None
+            if silent_s > self._config.grace_s and (fed_by_client or stream.ended):
+                self.end(stream.stream_id, "nobody was connected")
+        self._count_streams()
+
+    async def run(self) -> None:
+        """Keep house until cancelled."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self.keep_house()
+
+    def end_all(self) -> None:
+        """Let no stream begin any more, and end those there are."""
+        self._closing = True
+        for stream_id in tuple(self._entries):
+            self.end(stream_id, "the service is shutting down", CLOSE_SHUTDOWN)
+
+    async def close(self) -> None:
+        """End all streams and free the detectors."""
+        self.end_all()
+        for pipeline in self._pipelines.made:
+            await asyncio.to_thread(pipeline.close)
+        self._pipelines.clear()
+        await asyncio.to_thread(self._analysis.close)
+
+    def _entry(self, stream_id: str) -> _Entry:
+        entry = self._entries.get(stream_id)
+        if entry is None:
+            raise UnknownStreamError(stream_id)
+        return entry
+
+    def _admit(
+        self, pipeline: FramePipeline, options: StreamOptions, memory: VramReading | None
+    ) -> None:
+        if self._closing:
+            raise NoCapacityError("The service is shutting down.", 10.0)
+        alive = [stream for stream in self.streams if not stream.ended]
+        decision = admit(
+            self._config.admission,
+            Load(
+                n_streams=len(alive),
+                expected_fps_total=math.fsum(stream.options.expected_fps for stream in alive),
+                capacity_fps=pipeline.frames_per_second(),
+                vram_used_bytes=None if memory is None else memory.used_bytes,
+                vram_total_bytes=None if memory is None else memory.total_bytes,
+                n_shed=sum(stream.shed for stream in alive),
+            ),
+            options.expected_fps,
+        )
+        if isinstance(decision, Refused):
+            self._metrics.governed("refuse")
+            raise NoCapacityError(decision.reason, decision.retry_after_s)
+
+    def _after_change(self, entry: _Entry, reason: str) -> None:
+        stream = entry.stream
+        if stream.state is not StreamState.ACTIVE and not stream.lossless:
+            entry.processor.discard_waiting(stream, DropCause.PAUSED)
+        stream.tell_state(reason)
+        entry.processor.pump()
+        self._count_streams()
+
+    def _finish(self, entry: _Entry, reason: str, code: int) -> None:
+        stream = entry.stream
+        if stream.ended:
+            return
+        stream.ended = True
+        stream.tell_state(reason)
+        if stream.sink is not None:
+            stream.sink.close(code, reason)
+        entry.processor.discard_waiting(stream, DropCause.PAUSED)
+        if entry.reader is not None:
+            # It may have to wait for a decoder to come back.
+            threading.Thread(target=entry.reader.close, name="source-end", daemon=True).start()
+        self._analysis.end(stream.stream_id)
+        entry.processor.pipeline.forget(stream.stream_id)
+        log.info(
+            "stream_ended",
+            stream_id=stream.stream_id,
+            reason=reason,
+            n_answered=stream.n_answered,
+            n_dropped=sum(stream.dropped.values()),
+        )
+
+    def _count_streams(self) -> None:
+        self._metrics.streams(Counter(stream.state for stream in self.streams))
+
+    @staticmethod
+    def _unanswered(stream: LiveStream) -> bool:
+        return bool(stream.waiting or stream.n_detecting or stream.n_analysing)
+
+    def _feed(self, entry: _Entry) -> "_LoopFeed":
+        return _LoopFeed(self, entry)
+
+
+class _LoopFeed:
+    """Brings a source's frames from its thread to the event loop."""
+
+    def __init__(self, manager: StreamManager, entry: _Entry) -> None:
+        self._manager = manager
+        self._entry = entry
+        self._loop = asyncio.get_running_loop()
+        self._room = threading.Semaphore(FEED_FRAMES)
+        entry.stream.on_taken = self._room.release
+
+    def on_frame(self, time_s: float, content: FrameContent) -> None:
+        """Next frame; for files it returns when there is room for another."""
+        if self._entry.stream.lossless:
+            self._room.acquire()
+        self._call(partial(self._offer, time_s, content))
+
+    def on_problem(self, problem: str | None) -> None:
+        """Say what is wrong; None: all is well again."""
+        self._call(partial(self._set_problem, problem))
+
+    def on_end(self, problem: str | None) -> None:
+        """No more frames; with the reason if that is a failure."""
+        self._call(partial(self._end, problem))
+
+    def _call(self, action: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(action)
+        except RuntimeError:
+            # The loop has been closed while the source was still delivering.
+            log.debug("source_outlived_service", stream_id=self._entry.stream.stream_id)
+
+    def _offer(self, time_s: float, content: FrameContent) -> None:
+        if not self._entry.stream.ended:
+            self._entry.processor.offer(self._entry.stream, content, time_s)
+        else:
+            self._room.release()
+
+    def _set_problem(self, problem: str | None) -> None:
+        stream = self._entry.stream
+        stream.problem = problem
+        if problem is None:
+            stream.tell_state("the source is back")
+        else:
+            stream.tell(Error(code="source-lost", detail=problem))
+
+    def _end(self, problem: str | None) -> None:
+        self._entry.stream.problem = problem
+        self._entry.source_ended = True

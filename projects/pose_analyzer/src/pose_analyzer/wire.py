@@ -1,0 +1,237 @@
+"""Messages of the live service, as JSON or MessagePack; described in docs/API.md.
+
+Client and server exchange flat maps with a member ``type``. In JSON a number that is not known is
+null; in MessagePack it is NaN. Arrays follow the order of `skeletons.KEYPOINT_NAMES` and
+`skeletons.ANGLE_NAMES`, which the answer to ``POST /stream/start`` repeats.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from pose_analyzer.stream_types import DropCause, Encoding, StreamState
+from pose_analyzer.types import JointAngles, PersonFrame, Repetition
+
+JSON_SUBPROTOCOL: Final = "pose.v1.json"
+MSGPACK_SUBPROTOCOL: Final = "pose.v1.msgpack"
+
+Numbers = list[float | None]
+Points = list[tuple[float | None, float | None]]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base: unknown members are ignored, so that newer peers may say more."""
+
+
+class FrameHeader(_Message, frozen=True, kw_only=True, tag="frame", tag_field="type"):
+    """Says when the next picture was taken."""
+
+    captured_s: float
+    """On the client's clock; only differences between frames matter."""
+
+
+class Pause(_Message, frozen=True, kw_only=True, tag="pause", tag_field="type"):
+    """Frames are dropped until `Resume`."""
+
+
+class Resume(_Message, frozen=True, kw_only=True, tag="resume", tag_field="type"):
+    """Analyse again."""
+
+
+class ChangeExercise(_Message, frozen=True, kw_only=True, tag="exercise", tag_field="type"):
+    """Count another exercise from now on, from zero."""
+
+    exercise: str
+    """``auto`` or the name of an exercise."""
+
+
+class Ping(_Message, frozen=True, kw_only=True, tag="ping", tag_field="type"):
+    """Asks for a `Pong`, to measure the way."""
+
+    data: str = ""
+
+
+ClientMessage = FrameHeader | Pause | Resume | ChangeExercise | Ping
+
+
+class LastRepetition(_Message, frozen=True, kw_only=True):
+    """The latest completed repetition. Times are seconds on the stream's clock."""
+
+    number: int
+    start_s: float
+    turn_s: float
+    end_s: float
+    eccentric_s: float
+    hold_s: float
+    concentric_s: float
+    depth: float
+
+    @classmethod
+    def of(cls, repetition: Repetition) -> "LastRepetition":
+        """Copy what clients are told."""
+        return cls(**{name: getattr(repetition, name) for name in cls.__struct_fields__})
+
+
+class Angles(_Message, frozen=True, kw_only=True):
+    """The 12 joint angles."""
+
+    values_deg: Numbers
+    sd_deg: Numbers
+    trusted: list[bool]
+
+    @classmethod
+    def of(cls, angles: JointAngles) -> "Angles":
+        """Put angles into lists."""
+        return cls(
+            values_deg=angles.values_deg.tolist(),
+            sd_deg=angles.sd_deg.tolist(),
+            trusted=angles.trusted.tolist(),
+        )
+
+
+class Person(_Message, frozen=True, kw_only=True):
+    """One person in one frame."""
+
+    track_id: int
+    detected: bool
+    score: float
+    box_px: tuple[float, float, float, float]
+    keypoints_px: Points
+    keypoints_sd_px: Numbers
+    confidences: Numbers
+    flags: list[int]
+    """Bits: 1 bridged, 2 sides put back, 4 measurement rejected."""
+    angles: Angles
+    angles_3d: Angles | None
+    view: str
+    yaw_deg: float | None
+    exercise: str | None
+    phase: str
+    progress: float | None
+    n_repetitions: int
+    last_repetition: LastRepetition | None
+
+    @classmethod
+    def of(cls, person: PersonFrame, last: Repetition | None) -> "Person":
+        """Put one step's answer into lists."""
+        x0_px, y0_px, x1_px, y1_px = person.box_px.tolist()
+        return cls(
+            track_id=person.track_id,
+            detected=person.detected,
+            score=person.score,
+            box_px=(x0_px, y0_px, x1_px, y1_px),
+            keypoints_px=[(x_px, y_px) for x_px, y_px in person.keypoints_px.tolist()],
+            keypoints_sd_px=person.keypoints_sd_px.tolist(),
+            confidences=person.confidences.tolist(),
+            flags=person.flags.tolist(),
+            angles=Angles.of(person.angles),
+            angles_3d=None if person.angles_3d is None else Angles.of(person.angles_3d),
+            view=person.view.label.value,
+            yaw_deg=person.view.yaw_deg,
+            exercise=person.exercise,
+            phase=person.phase.value,
+            progress=person.progress,
+            n_repetitions=person.n_repetitions,
+            last_repetition=None if last is None else LastRepetition.of(last),
+        )
+
+
+class Timing(_Message, frozen=True, kw_only=True):
+    """Where the time between receiving a frame and answering it went."""
+
+    queue_s: float
+    decode_s: float
+    infer_s: float
+    postprocess_s: float
+    """Suppression, angles, repetitions and writing the answer."""
+
+
+class Result(_Message, frozen=True, kw_only=True, tag="result", tag_field="type"):
+    """The answer to one frame."""
+
+    frame: int
+    """0-based number of the picture among those the stream was sent."""
+    captured_s: float
+    """Time of the frame on the stream's clock, which starts at 0 with its first frame."""
+    received_s: float
+    """Seconds since the stream was started, by the service's clock."""
+    answered_s: float
+    width_px: int
+    height_px: int
+    people: list[Person]
+    timing: Timing
+    dropped: dict[str, int]
+    """Frames dropped since the last answer, by `DropCause`; causes without any are left out."""
+
+
+class WrittenResult(Result, frozen=True, kw_only=True, tag="result", tag_field="type"):
+    """A `Result` whose people are written already, as the analysis hands them over."""
+
+    # The same on the wire.
+    people: msgspec.Raw  # type: ignore[assignment]
+
+
+class Ready(_Message, frozen=True, kw_only=True, tag="ready", tag_field="type"):
+    """First message on every connection."""
+
+    stream_id: str
+    next_frame: int
+    """The number the next picture will get."""
+    resumed: bool
+    """True when this continues an earlier connection."""
+    exercise: str
+    detector: str
+    device: str
+    state: StreamState
+
+
+class State(_Message, frozen=True, kw_only=True, tag="state", tag_field="type"):
+    """The stream was paused, shed, resumed or ended; `reason` says by whom and why."""
+
+    state: StreamState
+    reason: str
+
+
+class Error(_Message, frozen=True, kw_only=True, tag="error", tag_field="type"):
+    """Something sent could not be used; the stream goes on."""
+
+    code: str
+    detail: str
+    frame: int | None = None
+
+
+class Pong(_Message, frozen=True, kw_only=True, tag="pong", tag_field="type"):
+    """Answer to `Ping`."""
+
+    data: str
+    time_s: float
+    """Seconds since the stream was started, by the service's clock."""
+
+
+ServerMessage = Ready | Result | State | Error | Pong
+
+_json = msgspec.json.Encoder()
+_msgpack = msgspec.msgpack.Encoder()
+_client_json: Final = msgspec.json.Decoder(ClientMessage)
+
+
+def encode(message: Any, encoding: Encoding) -> bytes:  # noqa: ANN401 - whatever msgspec takes
+    """Write a message, or a part of one."""
+    return _json.encode(message) if encoding is Encoding.JSON else _msgpack.encode(message)
+
+
+def decode_client_message(text: str | bytes) -> ClientMessage:
+    """Read a control message of a client.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        Not JSON, or not a known message; `msgspec.ValidationError` is one.
+    """
+    message: ClientMessage = _client_json.decode(text)
+    return message
+
+
+def count_drops(drops: dict[DropCause, int]) -> dict[str, int]:
+    """Only what there is, by the causes' names."""
+    return {cause.value: n for cause, n in drops.items() if n}
