@@ -210,6 +210,25 @@ def test_a_limb_that_points_at_the_camera_is_uncertain_and_not_trusted():
     assert (hidden.sd_deg > seen.sd_deg).all()
 
 
+def test_an_elbow_that_looks_sharper_than_elbows_bend_is_off_by_what_it_lacks():
+    view = CameraView(View.SIDE, 85.0, 5.0)
+    elbow = ANGLE_INDEX["left_elbow"]
+
+    def assessed(value_deg):
+        values = np.full(12, value_deg)
+        return assess_angles(values, np.full(12, 4.0), np.ones(17), np.ones(12), view)
+
+    bent, too_sharp = assessed(45.0), assessed(5.0)
+    assert bent.trusted[elbow]
+    assert not too_sharp.trusted[elbow]
+    assert 2 * too_sharp.sd_deg[elbow] > 40.0 - 5.0
+    # Extended and bent arms in the image plane, as in push-ups, are as certain as before.
+    assert assessed(170.0).trusted[elbow]
+    assert assessed(85.0).sd_deg[elbow] == pytest.approx(bent.sd_deg[elbow])
+    knee = ANGLE_INDEX["left_knee"]
+    assert too_sharp.sd_deg[knee] == pytest.approx(bent.sd_deg[knee])
+
+
 @pytest.mark.shared_data
 def test_recorded_people(shared_data):
     """In short what benchmarks/angle_accuracy.py measures at length."""

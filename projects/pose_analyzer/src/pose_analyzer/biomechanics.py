@@ -99,9 +99,16 @@ MIN_EXTENSION: Final = np.repeat([0.7, 0.3], [4, 8])
 # ankle; trunk, neck), see `assess_angles`. Fitted by benchmarks/angle_accuracy.py; no ankle was
 # recorded, it takes the knee's.
 _PER_ANGLE: Final = (2, 2, 2, 2, 2, 1, 1)
-PLANE_SD_DEG: Final = np.repeat([5.0, 9.7, 3.7, 5.4, 5.4, 0.7, 0.4], _PER_ANGLE)
-FRONTAL_SD_DEG: Final = np.repeat([0.2, 0.2, 27.7, 24.7, 24.7, 7.4, 11.4], _PER_ANGLE)
-HIDDEN_SD_DEG: Final = np.repeat([41.6, 46.5, 26.7, 8.4, 8.4, 4.7, 3.4], _PER_ANGLE)
+PLANE_SD_DEG: Final = np.repeat([5.0, 10.1, 3.7, 5.2, 5.2, 0.7, 0.4], _PER_ANGLE)
+FRONTAL_SD_DEG: Final = np.repeat([0.2, 0.2, 27.7, 31.3, 31.3, 7.4, 11.4], _PER_ANGLE)
+HIDDEN_SD_DEG: Final = np.repeat([41.6, 32.8, 26.7, 9.8, 9.8, 4.7, 3.4], _PER_ANGLE)
+
+# Elbows flex by 140 to 150 degrees (143 in Boone & Azen 1979, "Normal range of motion of joints in
+# male subjects"; 150 by the AAOS). One that looks bent more sharply is not seen from across the
+# plane in which it bends; mostly the camera stands at the side.
+SHARPEST_ELBOW_DEG: Final = 40.0
+BEYOND_SD_PER_DEG: Final = 1.7
+_ELBOWS: Final = slice(ANGLE_INDEX["left_elbow"], ANGLE_INDEX["right_elbow"] + 1)
 
 # How far sideways a limb leads, away from the body's middle, as fractions of stature: from hip to
 # shoulder, and from hip to knee and knee to ankle as base plus slope times flexion/180. A side
@@ -263,7 +270,8 @@ def assess_angles(
     image plane, as measured on recorded people: a term in the cosine of the yaw, and one in the
     hidden part of the limbs. A limb that leaves the plane by a small angle p is shortened by p^2/2
     and moves the angle v by about p |cos v| (spherical law of cosines), so that one's variance goes
-    with the hidden fraction times cos^2 v.
+    with the hidden fraction times cos^2 v. An elbow sharper than elbows can be is off by more than
+    it lacks to the sharpest.
 
     An angle is trusted when its keypoints are confident, its standard deviation is small, and
 
@@ -284,12 +292,15 @@ def assess_angles(
     """
     yaw_cosine = 0.0 if np.isnan(view.yaw_deg) else np.cos(np.radians(view.yaw_deg))
     hidden = 1.0 - np.minimum(extension, 1.0)
-    sd_deg = np.sqrt(
+    variance = (
         propagated_sd_deg**2
         + PLANE_SD_DEG**2
         + (FRONTAL_SD_DEG * yaw_cosine) ** 2
         + hidden * (HIDDEN_SD_DEG * np.cos(np.radians(values_deg))) ** 2
     )
+    beyond_deg = np.maximum(SHARPEST_ELBOW_DEG - values_deg[_ELBOWS], 0.0)
+    variance[_ELBOWS] += (BEYOND_SD_PER_DEG * beyond_deg) ** 2
+    sd_deg = np.sqrt(variance)
     in_view = extension >= MIN_EXTENSION
     in_view[_SAGITTAL] &= view.yaw_deg >= MIN_SAGITTAL_YAW_DEG
     with np.errstate(invalid="ignore"):

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from pose_analyzer.keypoint_repair import (
+    TORSO,
     Expectation,
     RepairedKeypoints,
     body_size_px,
@@ -165,7 +166,11 @@ def _prepare(
     # What was seen too long ago says nothing about sides.
     recent = time_s - state.measured_s <= max_gap_s
     expectation = Expectation(
-        np.where(recent[:, None], predicted_px, np.nan), state.body_size_px, state.swapped_since_s
+        np.where(recent[:, None], predicted_px, np.nan),
+        state.body_size_px,
+        state.swapped_since_s,
+        torso_missing_s=float(state.time_s - state.measured_s[TORSO].max()),
+        step_s=dt_s,
     )
     repaired = undo_swaps(expectation, time_s, keypoints_px, confidences)
     # A NaN confidence compares False, as a missing keypoint should.
@@ -289,9 +294,9 @@ class KalmanFilter(_CausalFilter):
     noise and dynamics are isotropic.
     """
 
-    acceleration: float = 0.3
+    acceleration: float = 0.04
     """Root spectral density of the acceleration at rest, body sizes per s^1.5."""
-    acceleration_per_speed: float = 3.0
+    acceleration_per_speed: float = 3.5
     """How much it grows with the keypoint's speed, per body size per second: what moves also
     changes its speed, what rests stays at rest (the idea of the One-Euro filter)."""
     gate: float = 6.0
