@@ -3,7 +3,14 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from shared_utils.gpu import GpuReader, GpuSnapshot, read_gpus
+from shared_utils.gpu import (
+    GpuActivity,
+    GpuProcess,
+    GpuReader,
+    GpuSnapshot,
+    read_activity,
+    read_gpus,
+)
 
 
 def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,6 +19,7 @@ def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pynvml, "nvmlInit", no_library)
     assert read_gpus() == ()
+    assert read_activity() == ()
 
 
 @pytest.fixture
@@ -26,6 +34,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "nvmlDeviceGetHandleByIndex": "handle",
         "nvmlDeviceGetName": "NVIDIA H200",
         "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=100, used=30),
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=50, memory=25),
+        "nvmlDeviceGetTemperature": 41,
+        "nvmlDeviceGetPowerUsage": 123_400,
+        "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=7, usedGpuMemory=20)],
+        "nvmlDeviceGetGraphicsRunningProcesses": [SimpleNamespace(pid=9, usedGpuMemory=None)],
     }.items():
         monkeypatch.setattr(
             pynvml, name, lambda *_, name=name, answer=answer: calls.append(name) or answer
@@ -36,6 +49,36 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_each_gpu_is_a_snapshot_and_nvml_is_shut_down(calls: list[str]) -> None:
     assert read_gpus() == (GpuSnapshot(0, "NVIDIA H200", 100, 30, "570.1"),)
     assert calls[-1] == "nvmlShutdown"
+
+
+H200 = GpuSnapshot(0, "NVIDIA H200", 100, 30, "570.1")
+
+
+def test_activity_is_told_with_the_programs_behind_it(calls: list[str]) -> None:
+    programs = (GpuProcess(7, 20), GpuProcess(9, None))
+    assert read_activity() == (GpuActivity(H200, 0.5, 0.25, 41.0, 123.4, programs),)
+    assert calls[-1] == "nvmlShutdown"
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("nvmlDeviceGetUtilizationRates", (None, None, 41.0, 123.4)),
+        ("nvmlDeviceGetTemperature", (0.5, 0.25, None, 123.4)),
+        ("nvmlDeviceGetPowerUsage", (0.5, 0.25, 41.0, None)),
+    ],
+)
+def test_activity_the_driver_does_not_tell_is_none(
+    monkeypatch: pytest.MonkeyPatch, query: str, expected: tuple[float | None, ...]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise pynvml.NVMLError_NotSupported
+
+    monkeypatch.setattr(pynvml, query, refuse)
+    (one,) = read_activity()
+    found = one.utilisation_ratio, one.memory_utilisation_ratio, one.temperature_c, one.power_w
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,43 @@ class GpuSnapshot:
     driver_version: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A program that uses a GPU."""
+
+    pid: int
+    used_bytes: int | None
+    """None where the driver does not tell, as in most containers."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuActivity:
+    """What one GPU is doing; None is what its driver does not tell."""
+
+    gpu: GpuSnapshot
+    utilisation_ratio: float | None
+    """Part of the last moment in which a kernel ran."""
+    memory_utilisation_ratio: float | None
+    """Part of the last moment in which memory was read or written."""
+    temperature_c: float | None
+    power_w: float | None
+    processes: tuple[GpuProcess, ...]
+
+
+def read_activity() -> tuple[GpuActivity, ...]:
+    """What are the GPUs doing, and for whom; empty without an NVIDIA driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        driver_version = _ask(pynvml.nvmlSystemGetDriverVersion)
+        n_gpus = _ask(pynvml.nvmlDeviceGetCount) or 0
+        return tuple(_activity(index, driver_version) for index in range(n_gpus))
+    finally:
+        _ask(pynvml.nvmlShutdown)
+
+
 def read_gpus() -> tuple[GpuSnapshot, ...]:
     """Which GPUs are there and how full are they.
 
@@ -88,6 +125,29 @@ def _snapshot(index: int, driver_version: str | None) -> GpuSnapshot:
         total_bytes=None if memory is None else int(memory.total),
         used_bytes=None if memory is None else int(memory.used),
         driver_version=driver_version,
+    )
+
+
+def _activity(index: int, driver_version: str | None) -> GpuActivity:
+    snapshot = _snapshot(index, driver_version)
+    handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+    if handle is None:
+        return GpuActivity(snapshot, None, None, None, None, ())
+    rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    temperature_c = _ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    programs = [
+        *(_ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()),
+        *(_ask(pynvml.nvmlDeviceGetGraphicsRunningProcesses, handle) or ()),
+    ]
+    used = {program.pid: program.usedGpuMemory for program in programs}
+    return GpuActivity(
+        gpu=snapshot,
+        utilisation_ratio=None if rates is None else rates.gpu / 100.0,
+        memory_utilisation_ratio=None if rates is None else rates.memory / 100.0,
+        temperature_c=None if temperature_c is None else float(temperature_c),
+        power_w=None if power_mw is None else power_mw / 1000.0,
+        processes=tuple(GpuProcess(pid, used_bytes) for pid, used_bytes in used.items()),
     )
 
 

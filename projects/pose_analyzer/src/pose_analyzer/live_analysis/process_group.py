@@ -27,7 +27,7 @@ _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _READ_BYTES: Final = 1 << 16
 _START_S: Final = 60.0
 _CLOSE_S: Final = 5.0
-MAX_BACKLOG: Final = 48
+MAX_BACKLOG: Final = 24
 """Frames a process has not answered, from which on its streams' frames wait and become stale."""
 # A process that dies before it is ready is not started again at once.
 _RETRY_S: Final = 1.0
