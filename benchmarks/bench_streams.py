@@ -54,7 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     load.add_argument(
         "--find-max",
         action="store_true",
-        help=f"search from the last of --streams for the most that hold: {CRITERION}",
+        help="search from the last of --streams for the most that hold: "
+        + CRITERION.replace("%", "%%"),
     )
     pictures = parser.add_argument_group("pictures").add_mutually_exclusive_group()
     pictures.add_argument("--frames", type=Path, help="folder of JPEG files, sent as they are")

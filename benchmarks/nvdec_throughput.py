@@ -81,6 +81,9 @@ class Feed:
         self._room = threading.Semaphore(IN_FLIGHT)
         self._n_frames = 0
 
+    def on_rate(self, fps: float) -> None:
+        pass
+
     def on_frame(self, time_s: float, content: FrameContent) -> None:
         self._room.acquire()
         frame = StreamFrame(self.stream_id, self._n_frames, time_s, time.monotonic(), content)

@@ -93,7 +93,7 @@ class RecordedPipeline:
         began_s = time.monotonic()
         time.sleep(len(frames) / self._times.decode_fps)
         decode_s = time.monotonic() - began_s
-        self._inferring.submit(self._infer, frames, began_s, decode_s, answer)
+        self._inferring.submit(self._infer, frames, decode_s, answer)
         with self._lock:
             self._n_decoding -= 1
         for call in self._listeners:
@@ -102,7 +102,6 @@ class RecordedPipeline:
     def _infer(
         self,
         frames: Sequence[StreamFrame],
-        began_s: float,
         decode_s: float,
         answer: "Future[list[FrameOutcome]]",
     ) -> None:
@@ -116,7 +115,6 @@ class RecordedPipeline:
                     poses=recording.people[frame.index % len(recording.people)],
                     width_px=recording.width_px,
                     height_px=recording.height_px,
-                    began_s=began_s,
                     decode_s=decode_s,
                     infer_s=infer_s,
                     postprocess_s=0.0,

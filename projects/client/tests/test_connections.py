@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import socket
 
 import pytest
 
@@ -218,3 +219,16 @@ async def test_other_refusals_keep_the_services_words(service):
         with pytest.raises(RequestRefusedError, match="Unknown exercise") as refused:
             await client.start()
     assert (refused.value.status, refused.value.code) == (422, "unknown-name")
+
+
+async def test_a_stream_may_take_longer_to_start_than_other_requests():
+    """The service may have to load its detector first."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        async with PoseAnalyzerClient(address, options=ClientOptions(start_timeout_s=0.05)) as one:
+            with pytest.raises(ServiceUnreachableError, match="no answer in time"):
+                await one.start()
+        options = ClientOptions(connect_timeout_s=0.05)
+        async with PoseAnalyzerClient(address, options=options) as other:
+            with pytest.raises(ServiceUnreachableError, match="no answer in time"):
+                await other.streams()

@@ -178,4 +178,4 @@ class CountingMetrics:
 
 def found() -> FramePoses:
     """Answer of a detector that saw nobody."""
-    return FramePoses([], 640, 480, 100.0, 0.001, 0.002, 0.001)
+    return FramePoses([], 640, 480, 0.001, 0.002, 0.001)

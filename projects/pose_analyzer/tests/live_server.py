@@ -62,9 +62,9 @@ class LiveServer:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[LiveServer]:
-    """Serve until the block ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(app: FastAPI, port: int = 0) -> Iterator[LiveServer]:
+    """Serve until the block ends; without a port, on any."""
+    listener = socket.create_server(("127.0.0.1", port))
     port = listener.getsockname()[1]
     config = server_config(app, "127.0.0.1", port)
     config.log_config = None

@@ -24,8 +24,8 @@ from pose_analyzer.api import main as api_main
 from pose_analyzer.api import routes as api_routes
 from pose_analyzer.api.detectors import DetectorPool
 from pose_analyzer.api.main import create_app, image_detector
-from pose_analyzer.api.problems import MEDIA_TYPE, PROBLEMS
-from pose_analyzer.api.uploads import ENVELOPE_BYTES, decode_image
+from pose_analyzer.api.problems import PROBLEMS
+from pose_analyzer.api.uploads import decode_image
 from pose_analyzer.errors import (
     BackendFailedError,
     ModelUnavailableError,
@@ -35,7 +35,9 @@ from pose_analyzer.ports import PoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.types import Pose
+from shared_utils.body_limit import ENVELOPE_BYTES
 from shared_utils.gpu import GpuSnapshot
+from shared_utils.problems import MEDIA_TYPE
 
 
 class FakeDetector:

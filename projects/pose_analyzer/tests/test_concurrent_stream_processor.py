@@ -14,9 +14,11 @@ from pose_analyzer.concurrent_stream_processor import (
     MAX_UNDECODABLE_IN_ROW,
     ConcurrentStreamProcessor,
 )
+from pose_analyzer.errors import BackendFailedError
 from pose_analyzer.live_stream import MAX_UNSENT, LiveStream
 from pose_analyzer.ports import FramePipeline, LiveAnalysis, StreamMetrics
-from pose_analyzer.stream_types import DropCause, FrameFailure, StreamOptions
+from pose_analyzer.sampling import sampling_slot
+from pose_analyzer.stream_types import AnalysedFrame, DropCause, FrameFailure, StreamOptions
 
 from .live_fakes import CountingMetrics, FakeAnalysis, FakeClock, FakePipeline, FakeSink
 
@@ -249,6 +251,21 @@ async def test_sampling_takes_the_first_frame_of_each_period() -> None:
     assert stream.dropped == {DropCause.UNSAMPLED: 20}
 
 
+@pytest.mark.parametrize(("fps", "sample_fps"), [(25.0, 10.0), (29.97, 12.0), (30.0, 30.0)])
+async def test_sampling_takes_the_frames_the_recorded_path_takes(
+    fps: float, sample_fps: float
+) -> None:
+    it = rig()
+    stream = it.stream(fps=fps, sample_fps=sample_fps)
+    slots = [sampling_slot(n / fps, sample_fps, fps) for n in range(100)]
+    for n in range(100):
+        it.offer(stream, n / fps)
+        while it.pipeline.batches:
+            await it.finish()
+    taken = [n for n in range(100) if n == 0 or slots[n] != slots[n - 1]]
+    assert [answer["frame"] for answer in results(stream)] == taken
+
+
 async def test_a_paused_stream_drops_its_frames_and_takes_no_time_away() -> None:
     it = rig()
     stream, other = it.stream("a"), it.stream("b")
@@ -339,6 +356,43 @@ async def test_frames_wait_where_the_analysis_does_not_keep_up() -> None:
     it.processor.pump()
     await it.finish()
     assert results(stream)[0]["frame"] == 2
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_room_left_by_a_failed_or_unwanted_analysis_is_used(ended: bool) -> None:
+    it = rig(max_batch=1)
+    first, file = it.stream("first"), it.stream("file", lossless=True)
+    it.analysis.held = True
+    it.offer(first)
+    await it.finish()
+    it.analysis.full.add("file")
+    it.offer(file)
+    assert not it.pipeline.batches
+    first.ended = ended
+    it.analysis.full.clear()
+    it.analysis.pending.pop().set_exception(BackendFailedError("analysis", "its process ended"))
+    await it.settle()
+    assert len(it.pipeline.batches) == 1
+
+
+async def test_the_stages_together_are_the_whole_time() -> None:
+    it = rig(max_batch=1)
+    stream = it.stream()
+    it.analysis.held = True
+    for n_analysed in range(2):
+        it.offer(stream, n_analysed / 30)
+    it.clock.now_s += 0.25
+    await it.finish()
+    await it.finish()
+    it.clock.now_s += 0.5
+    for pending in it.analysis.pending:
+        pending.set_result(AnalysedFrame(b"[]", 0, 0, 0.0))
+    await it.settle()
+    for answer in results(stream):
+        total_s = answer["answered_s"] - answer["received_s"]
+        assert sum(answer["timing"].values()) == pytest.approx(total_s)
+        assert answer["timing"]["postprocess_s"] == pytest.approx(0.501)
+        assert answer["timing"]["queue_s"] > 0.2
 
 
 async def test_an_ended_stream_gets_no_late_answer() -> None:

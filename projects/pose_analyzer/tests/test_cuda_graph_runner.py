@@ -54,7 +54,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch, free_bytes: list[int]) -> list[Graph
     handles = iter(range(100))
     cuda = SimpleNamespace(
         CUDAGraph=Graph,
-        Stream=lambda device: None,
+        Stream=lambda device, priority: None,
         graph_pool_handle=lambda: next(handles),
         stream=lambda stream: contextlib.nullcontext(),
         synchronize=lambda device: None,
@@ -117,15 +117,23 @@ def test_large_graphs_take_all_with_them_and_their_pool(graphs: list[Graph]) -> 
     assert len(Graph.pools) == 2
 
 
-def test_few_input_sizes_are_kept(graphs: list[Graph]) -> None:
+def test_few_input_sizes_are_kept_and_none_that_is_in_use_gives_way(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(yolo_cuda_graph, "time", SimpleNamespace(monotonic=lambda: now_s))
     runner = runner_of(Network())
-    for height in (32, 64, 96, 128, 32, 160):
-        run(runner, 1, (height, 64))
-    n_before = len(Graph.made)
+    for n in (1, 2, 3, 4, 5, 6, 7, 8, 1, 9, 10):
+        run(runner, 1, (32 * n, 64))
+    assert len(graphs) == 8
+    now_s += 11.0
     run(runner, 1, (32, 64))
-    assert len(Graph.made) == n_before
+    run(runner, 1, (288, 64))  # in place of 64, unused for longest
+    assert len(graphs) == 9
+    run(runner, 1, (32, 64))
+    assert len(graphs) == 9
     run(runner, 1, (64, 64))
-    assert len(Graph.made) == n_before + 1
+    assert len(graphs) == 10
 
 
 def test_without_room_for_a_graph_kernels_are_launched(graphs: list[Graph]) -> None:
@@ -148,7 +156,7 @@ def test_no_capture_is_begun_in_a_full_memory(graphs: list[Graph], free_bytes: l
     assert "out of memory" in logs[0]["reason"]
 
 
-def test_what_cannot_be_captured_is_launched_for_good(
+def test_what_cannot_be_captured_is_launched_and_not_tried_again_at_once(
     graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Graph) -> None:

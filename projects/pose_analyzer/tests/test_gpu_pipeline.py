@@ -13,6 +13,7 @@ import structlog
 torch = pytest.importorskip("torch", reason="needs the extra yolo")
 
 from pose_analyzer.backends.gpu import yolo_tensorrt  # noqa: E402
+from pose_analyzer.backends.gpu.detector import PipelineDetector  # noqa: E402
 from pose_analyzer.backends.gpu.images import PictureDecoder  # noqa: E402
 from pose_analyzer.backends.gpu.letterbox import Letterboxer  # noqa: E402
 from pose_analyzer.backends.gpu.options import GpuOptions  # noqa: E402
@@ -27,7 +28,7 @@ from pose_analyzer.backends.gpu.yolo_cuda_graph import EagerRunner  # noqa: E402
 from pose_analyzer.backends.gpu.yolo_network import NetworkOptions, PoseNetwork  # noqa: E402
 from pose_analyzer.backends.onnx import OnnxBackend, export_onnx  # noqa: E402
 from pose_analyzer.errors import BackendFailedError  # noqa: E402
-from pose_analyzer.ports import FramePipeline  # noqa: E402
+from pose_analyzer.ports import FramePipeline, PoseDetector  # noqa: E402
 from pose_analyzer.pose_detector import YOLOPoseDetector  # noqa: E402
 from pose_analyzer.stream_types import (  # noqa: E402
     DropCause,
@@ -104,7 +105,7 @@ def test_batches_are_answered_in_order(open_pipeline) -> None:
 def test_stages_are_timed(open_pipeline) -> None:
     [outcome] = open_pipeline().submit(grey_frames([7])).result(TIMEOUT_S)
     assert (outcome.width_px, outcome.height_px) == (640, 640)
-    assert min(outcome.began_s, outcome.decode_s, outcome.infer_s, outcome.postprocess_s) > 0
+    assert min(outcome.decode_s, outcome.infer_s, outcome.postprocess_s) > 0
 
 
 def test_bad_pictures_do_not_harm_the_others(open_pipeline) -> None:
@@ -230,6 +231,25 @@ def test_closing_finishes_what_is_in_progress(open_pipeline) -> None:
     assert [levels_of(future.result(0)) for future in futures] == [[0], [1], [2], [3]]
     with pytest.raises(BackendFailedError, match="closed"):
         pipeline.submit(grey_frames([1])).result(0)
+
+
+def test_recordings_are_looked_at_as_live_streams_are(open_pipeline) -> None:
+    frames = grey_frames([50, 90])
+    live = [open_pipeline().submit([frame]).result(TIMEOUT_S)[0] for frame in frames]
+    recorded: PoseDetector = PipelineDetector(open_pipeline())
+    found = recorded.detect([frame.content for frame in frames], [0.0, 1.0])
+    for poses, outcome in zip(found, live, strict=True):
+        np.testing.assert_array_equal(poses[0].keypoints_px, outcome.poses[0].keypoints_px)
+        np.testing.assert_array_equal(poses[0].box_px, outcome.poses[0].box_px)
+    assert PipelineDetector(open_pipeline(), n_people=0).detect([frames[0].content]) == [[]]
+
+
+def test_a_recorded_picture_without_memory_is_an_error(open_pipeline) -> None:
+    def fault(stage: str, n_frames: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(BackendFailedError, match="no GPU memory"):
+        PipelineDetector(open_pipeline(fault)).detect([grey_frames([50])[0].content])
 
 
 def test_rate_is_measured(open_pipeline) -> None:

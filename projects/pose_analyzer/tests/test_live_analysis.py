@@ -118,6 +118,31 @@ def test_live_equals_recorded(analysis, encoding):
     assert all(answer.analyse_s > 0 for answer in answers)
 
 
+@pytest.mark.parametrize("gap_s", [2.0, 25.0, 1e10])
+def test_time_without_frames_makes_nobody_another_person(analysis, gap_s):
+    stream_id = new_id()
+    script = [
+        (index, time_s + (gap_s if time_s >= 3.0 else 0.0), poses_at(time_s))
+        for index, time_s, _ in frames(7.0)
+    ]
+    analysis.open(stream_id, "squat")
+    answers = follow(analysis, stream_id, script)
+    analysis.end(stream_id)
+    (person,) = people_in(answers[-1])
+    assert (person.track_id, person.n_repetitions) == (1, 3)
+    assert [answer.people for answer in answers] == recorded(script, (SQUAT,))
+
+
+def test_who_is_gone_after_a_pause_is_forgotten_in_the_usual_time(analysis):
+    stream_id = new_id()
+    script = [*frames(1.0), *((30 + n, 60.0 + n / FPS, []) for n in range(round(4.0 * FPS)))]
+    script += [(1000 + n, 70.0 + n / FPS, poses_at(n / FPS)) for n in range(10)]
+    analysis.open(stream_id, "squat")
+    answers = follow(analysis, stream_id, script)
+    analysis.end(stream_id)
+    assert people_in(answers[-1])[0].track_id == 2
+
+
 def test_each_repetition_is_new_once(analysis):
     stream_id = new_id()
     analysis.open(stream_id, "squat")

@@ -39,7 +39,11 @@ class Recorder:
         self.problems = []
         self.endings = []
         self.slots = slots
+        self.rates_fps = []
         self._told = threading.Condition()
+
+    def on_rate(self, fps):
+        self.rates_fps.append(fps)
 
     def on_frame(self, time_s, content):
         if self.slots is not None:
@@ -112,6 +116,7 @@ def test_a_file_gives_the_frames_of_the_recorded_path(clip):
         np.testing.assert_array_equal(image, frame.image_bgr)
     assert recorder.endings == [None]
     assert recorder.problems == []
+    assert recorder.rates_fps == [30.0]
 
 
 def test_a_file_waits_for_its_receiver_and_can_be_closed_meanwhile(clip):

@@ -195,6 +195,9 @@ def test_many_files_at_once_on_the_gpu(tmp_path):
         def __init__(self, into):
             self.into = into
 
+        def on_rate(self, fps):
+            assert fps > 0
+
         def on_frame(self, time_s, content):
             self.into.append(content.rgb.float().mean())
 

@@ -10,7 +10,7 @@ import pytest
 
 from pose_analyzer.admission import AdmissionConfig
 from pose_analyzer.errors import ModelUnavailableError, NoCapacityError, UnknownStreamError
-from pose_analyzer.live_stream import LiveStream
+from pose_analyzer.live_stream import MAX_UNSENT, LiveStream
 from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.ports import FrameReceiver
 from pose_analyzer.stream_manager import (
@@ -198,6 +198,30 @@ async def test_closing_tells_everybody_and_frees_everything() -> None:
         await it.manager.start(OPTIONS)
 
 
+async def test_who_connects_again_is_told_why_the_stream_waits() -> None:
+    it = rig()
+    stream = await it.manager.start(OPTIONS)
+    it.manager.shed([stream.stream_id], "no memory")
+    sink = FakeSink()
+    it.manager.attach(stream.stream_id, sink)
+    ready, state = said(sink)
+    assert ready["state"] == "shed"
+    assert (state["state"], state["reason"]) == ("shed", "no memory")
+    it.manager.resume(stream.stream_id)
+    assert said(sink)[-1]["reason"] == "resumed by the client; no memory"
+
+
+async def test_streams_that_ended_meanwhile_are_neither_shed_nor_resumed() -> None:
+    it = rig()
+    stream, other = await it.manager.start(OPTIONS), await it.manager.start(OPTIONS)
+    it.manager.end(stream.stream_id, "done")
+    it.manager.shed([stream.stream_id, other.stream_id], "no memory")
+    assert other.state is StreamState.SHED
+    it.manager.unshed([stream.stream_id, other.stream_id], "memory again")
+    assert other.state is StreamState.ACTIVE
+    assert stream.state is StreamState.ENDED
+
+
 class ScriptedReader:
     """A source whose thread does what the test says."""
 
@@ -262,6 +286,46 @@ async def test_a_file_is_read_no_faster_than_it_is_analysed_and_ends_its_stream(
     it.clock.now_s += 31.0
     it.manager.keep_house()
     assert it.manager.streams == ()
+
+
+async def test_the_results_of_a_long_file_may_be_fetched_after_its_end() -> None:
+    def play(feed: FrameReceiver) -> None:
+        feed.on_rate(25.0)
+        feed.on_frame(0.0, b"picture")
+        feed.on_end(None)
+
+    it = rig()
+    opened, _ = source(play, lossless=True)
+    options = StreamOptions(exercise="squat", detector="fake", source="squat.mp4")
+    stream = await it.manager.start(options, opened)
+    it.clock.now_s += 3600.0
+    await serve_until(it, stream, lambda: stream.ended)
+    assert stream.source_fps == 25.0
+    it.clock.now_s += 29.0
+    it.manager.keep_house()
+    assert len(it.manager.get(stream.stream_id).results) == 1
+    it.clock.now_s += 2.0
+    it.manager.keep_house()
+    assert it.manager.streams == ()
+
+
+async def test_a_file_goes_on_when_a_reader_takes_over_from_one_who_did_not_read() -> None:
+    def play(feed: FrameReceiver) -> None:
+        for n in range(5):
+            feed.on_frame(n / 30, b"picture")
+        feed.on_end(None)
+
+    it = rig()
+    opened, _ = source(play, lossless=True)
+    options = StreamOptions(exercise="squat", detector="fake", source="squat.mp4")
+    stream = await it.manager.start(options, opened)
+    deaf = FakeSink()
+    deaf.n_unsent = MAX_UNSENT
+    it.manager.attach(stream.stream_id, deaf)
+    await serve_until(it, stream, lambda: len(stream.waiting) >= 4)
+    it.manager.attach(stream.stream_id, FakeSink())
+    await serve_until(it, stream, lambda: stream.ended)
+    assert stream.n_answered == 5
 
 
 async def test_a_paused_file_waits_and_loses_nothing() -> None:

@@ -8,22 +8,29 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
+import av
 import numpy as np
 import pytest
+from fastapi import WebSocket
 from websockets.exceptions import ConnectionClosed
 
 from pose_analyzer.api import streaming
 from pose_analyzer.api.main import create_app
-from pose_analyzer.api.streaming import RateLimit
+from pose_analyzer.api.streaming import MAX_WAITING, Connection, RateLimit, Reader
 from pose_analyzer.backends import create_detector
 from pose_analyzer.backends.cpu_pipeline import CpuFramePipeline
 from pose_analyzer.exercises import load_exercises, select_exercises
+from pose_analyzer.live_stream import LiveStream
 from pose_analyzer.settings import Settings
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.sources import open_source
 from pose_analyzer.stream_analyzer import AnalysisConfig
+from pose_analyzer.stream_manager import StreamManager
+from pose_analyzer.stream_types import Encoding, StreamOptions
 from pose_analyzer.types import PersonFrame, Pose, VideoAnalysis
 from pose_analyzer.ultralytics_library import ultralytics_installed
 from pose_analyzer.video_processor import process_video
@@ -95,6 +102,19 @@ class TestRest:
         assert rest["results"][0]["type"] == "result"
         assert live.call("GET", f"{path}?since=4")[1] == {"results": [], "next": 4}
 
+    @pytest.mark.parametrize("query", ["since=-2", f"since={10**30}", "limit=0", "since=x"])
+    def test_pages_that_cannot_be_are_refused(self, live: LiveServer, query: str) -> None:
+        path = f"/stream/{live.start_stream()['stream_id']}/results"
+        status, problem, _ = live.call("GET", f"{path}?{query}")
+        assert (status, problem["type"].rpartition(":")[2]) == (422, "invalid-request")
+
+    def test_a_missing_file_of_an_allowed_folder_is_told(self, tmp_path: Path) -> None:
+        app = create_app(settings(allowed_sources=(str(tmp_path),)), pipeline_factory=pipeline)
+        with serving(app) as live:
+            status, problem, _ = live.call("POST", "/stream/start", {"source": "squat.mp4"})
+        assert (status, problem["type"].rpartition(":")[2]) == (404, "unknown-source")
+        assert str(tmp_path) not in json.dumps(problem)
+
     def test_streams_are_listed_paused_resumed_and_ended(self, live: LiveServer) -> None:
         stream = live.start_stream(exercise="lunge", priority=3)
         path = f"/stream/{stream['stream_id']}"
@@ -111,6 +131,7 @@ class TestRest:
     @pytest.mark.parametrize(
         ("body", "status", "kind"),
         [
+            ({"source": "\udc80"}, 422, "invalid-request"),
             ({"exercise": "yodel"}, 422, "unknown-name"),
             ({"detector": "/etc/passwd.pt"}, 422, "unknown-name"),
             ({"fps": 0}, 422, "invalid-request"),
@@ -197,6 +218,11 @@ class TestWebSocket:
         (person,) = answer["people"]
         assert person["n_repetitions"] == 3
         assert person["last_repetition"]["number"] == 3
+        with live.connect(stream) as socket_:
+            for n in range(5):  # after twenty seconds without a connection
+                send(socket_, PICTURE, n_sent / 20 + 20.0 + n / 20)
+                (again,) = receive(socket_)["people"]
+                assert (again["track_id"], again["n_repetitions"]) == (person["track_id"], 3)
 
     def test_an_exercise_can_be_changed_while_the_person_stays_known(
         self, live: LiveServer
@@ -244,7 +270,19 @@ class TestWebSocket:
             send(socket_, PICTURE)
             assert receive(socket_)["dropped"] == {"undecodable": 1}
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "dance"}', '{"captured_s": 1}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{",
+            "[]",
+            '{"type": "dance"}',
+            '{"captured_s": 1}',
+            '{"type": "frame", "captured_s": 1e300}',
+            '{"type": "frame", "captured_s": NaN}',
+            '{"type": "ping", "data": "%s"}' % ("x" * 70_000),
+        ],
+    )
     def test_unknown_messages_are_told_and_the_stream_goes_on(
         self, live: LiveServer, text: str
     ) -> None:
@@ -292,6 +330,16 @@ class TestWebSocket:
                     socket_.send(b"x")
             assert closing(socket_)[0] == 4429
 
+    def test_announcing_pictures_without_end_is_a_flood(
+        self, live: LiveServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(streaming, "MAX_MESSAGES_AT_ONCE", 50)
+        with live.connect(live.start_stream()) as socket_:
+            with contextlib.suppress(ConnectionClosed):
+                for _ in range(20_000):
+                    socket_.send('{"type": "frame", "captured_s": 1}')
+            assert closing(socket_)[0] == 4429
+
     def test_a_client_that_does_not_read_is_sent_away(
         self, live: LiveServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -331,6 +379,29 @@ class TestWebSocket:
             assert receive(socket_, "state")["state"] == "ended"
             assert closing(socket_)[0] == 1001
             stopping.join()
+
+
+async def test_a_picture_of_a_connection_that_was_sent_away_is_not_taken() -> None:
+    manager = create_autospec(StreamManager, instance=True)
+    live = LiveStream("a", StreamOptions("squat", "fake"), 0.0, lossless=False, n_results_kept=1)
+
+    async def receive() -> dict:
+        connection.close(4409, "another connection took the stream over")
+        return {"type": "websocket.receive", "bytes": PICTURE}
+
+    socket_ = create_autospec(WebSocket, instance=True)
+    socket_.receive.side_effect = receive
+    connection = Connection(socket_, Encoding.JSON)
+    await Reader(connection, live, manager, {}, MAX_FRAME_BYTES).receive_all(socket_)
+    manager.offer.assert_not_called()
+
+
+def test_messages_for_a_reader_who_never_reads_are_bounded() -> None:
+    connection = Connection(create_autospec(WebSocket, instance=True), Encoding.JSON)
+    for _ in range(10 * MAX_WAITING):
+        connection.put(b"{}")
+    assert connection.n_unsent == MAX_WAITING
+    assert connection.closing
 
 
 @contextlib.contextmanager
@@ -420,6 +491,91 @@ def test_live_equals_recorded() -> None:
         answers = stream_of(live, "pose.v1.msgpack", frames, exercise="auto")
     assert_equal(answers, people)
     assert len(analysis.people[0].repetitions) == answers[-1]["people"][0]["n_repetitions"] == 3
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"roi": (0.1, 0.2, 0.9, 0.95)}, {"sample_fps": 10.0}], ids=["roi", "sample_fps"]
+)
+def test_live_equals_recorded_in_a_region_and_sampled(clip: Path, chosen: dict) -> None:
+    source = open_source(clip)
+    exercises = load_exercises(Settings().exercises_dir)
+    config = AnalysisConfig(select_exercises(exercises, "squat"), **({"sample_fps": None} | chosen))
+    analysis, people = recorded(source, SizedDetector(squatter), config)
+    start = {"exercise": "squat", "fps": source.info.fps, **chosen}
+
+    def sized(model: str, settings: Settings) -> CpuFramePipeline:
+        return CpuFramePipeline(
+            lambda: SizedDetector(squatter), per_stream=False, n_workers=2, max_pixels=1_000_000
+        )
+
+    app = create_app(settings(allowed_sources=(str(clip.parent),)), pipeline_factory=sized)
+    with serving(app) as live:
+        sent = sent_whole(live, source, **start)
+        read = read_by_service(live, clip.name, exercise="squat", **chosen)
+    assert_equal(sent, people)
+    assert_equal(read, people)
+    assert len(analysis.people[0].repetitions) == sent[-1]["people"][0]["n_repetitions"] > 0
+
+
+class SizedDetector(FakeDetector):
+    """Sees people where the picture it is given says, so that a region matters."""
+
+    def detect(self, images_bgr, times_s=None):
+        height_px, width_px = images_bgr[0].shape[:2]
+        moved = np.array([width_px / 7.0, height_px / 9.0])
+        return [
+            [replace(pose, keypoints_px=pose.keypoints_px + moved) for pose in people]
+            for people in super().detect(images_bgr, times_s)
+        ]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight seconds at 25 pictures a second."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(200):
+            image = np.full((64, 96, 3), index, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def sent_whole(live: LiveServer, source, **start: object) -> list[dict]:
+    """Answers to all frames of a source, each sent when the one before has been dealt with."""
+    stream = live.start_stream(**start)
+    path = f"/stream/{stream['stream_id']}"
+    with live.connect(stream, "pose.v1.msgpack") as socket_:
+        for n_sent, frame in enumerate(source.frames(), start=1):
+            send(socket_, png(frame.image_bgr), frame.time_s)
+            info = live.call("GET", path)[1]
+            while info["n_answered"] + sum(info["dropped"].values()) < n_sent:
+                info = live.call("GET", path)[1]
+        assert info["dropped"].keys() <= {"unsampled"}
+        return [receive(socket_) for _ in range(info["n_answered"])]
+
+
+def read_by_service(live: LiveServer, name: str, **start: object) -> list[dict]:
+    """Answers to a file the service reads itself."""
+    path = f"/stream/{live.start_stream(source=name, **start)['stream_id']}"
+    deadline_s = time.monotonic() + 20.0
+    while live.call("GET", path)[1]["state"] != "ended":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    return [
+        with_nan(result) for result in live.call("GET", f"{path}/results?limit=1000")[1]["results"]
+    ]
+
+
+def with_nan(value: object) -> object:
+    """The same with NaN for None, as MessagePack has it."""
+    if isinstance(value, dict):
+        return {key: with_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_nan(part) for part in value]
+    return float("nan") if value is None else value
 
 
 @pytest.mark.shared_data

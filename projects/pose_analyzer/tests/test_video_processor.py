@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.form_session import repetitions
 from pose_analyzer.regions import roi_pixels
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.types import Frame, KeypointFlag, Pose
@@ -368,3 +369,16 @@ class TestForgetting:
         (person,) = process(script, times(4.0)).people
         gone = person.time_s > 1.0
         assert person.detected[gone].all()
+
+
+@pytest.mark.parametrize("gap_s", [0.4, 1.0, 4.0, 60.0])
+def test_people_are_known_again_after_frames_were_missing(gap_s: float) -> None:
+    """A lost connection in the middle of a squat, when the body moves fastest."""
+    analyzer = StreamAnalyzer(None, CONFIG)
+    seen = squatter(4)
+    ids = []
+    for index, time_s in enumerate(times(9.0)):
+        late_s = time_s if time_s < 4.2 else time_s + gap_s
+        ids += [one.track_id for one in analyzer.observe(seen(time_s), index, late_s)]
+    assert set(ids) == {1}
+    assert len(repetitions(analyzer.session, analyzer.state(1))) >= 3

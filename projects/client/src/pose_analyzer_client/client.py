@@ -66,7 +66,7 @@ class PoseAnalyzerClient:
         self._options = options or ClientOptions()
         self._on_event = on_event
         self._tally = Tally()
-        self._rest = RestClient(self._address, self._options.connect_timeout_s)
+        self._rest = RestClient(self._address, self._options)
         self._session: Session | None = None
         self._starting = asyncio.Lock()
         self._asking = asyncio.Lock()

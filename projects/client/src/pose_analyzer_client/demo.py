@@ -79,7 +79,7 @@ def demo(
     console = Console()
     try:
         info = probe_video(video)
-        with Live(console=console, transient=True) as live:
+        with Live(f"Starting a stream at {url}", console=console, transient=True) as live:
 
             def show(result: Result, statistics: Statistics) -> None:
                 live.update(live_table(result, statistics, info.duration_s))

@@ -56,7 +56,10 @@ class ClientOptions:
     answer_timeout_s: float = 10.0
     """A frame unanswered for so long is given up."""
     connect_timeout_s: float = 10.0
-    """For each request, and for the start of each connection."""
+    """For each connection, and for each request but those of `start_timeout_s`."""
+    start_timeout_s: float = 60.0
+    """For the start of a stream and for `detect_image`: the service may first have to load its
+    detector, or to fetch the model."""
     capacity_wait_s: float = 0.0
     """How long to wait and ask again when the service has no room for the stream."""
     reconnect: ReconnectPolicy = field(default_factory=ReconnectPolicy)

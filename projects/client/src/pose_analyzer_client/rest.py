@@ -17,7 +17,7 @@ from pose_analyzer_client.errors import (
     ServiceUnreachableError,
     UnreadableImageError,
 )
-from pose_analyzer_client.options import StreamRequest
+from pose_analyzer_client.options import ClientOptions, StreamRequest
 from pose_analyzer_client.results import Detection
 
 Told = TypeVar("Told")
@@ -32,8 +32,8 @@ class RestClient:
     ----------
     address
         The service's.
-    timeout_s
-        For each request.
+    options
+        How long to wait.
 
     Raises
     ------
@@ -43,9 +43,12 @@ class RestClient:
         Every request: the service says no, and why.
     """
 
-    def __init__(self, address: ServiceAddress, timeout_s: float) -> None:
+    def __init__(self, address: ServiceAddress, options: ClientOptions) -> None:
         self._address = address
-        self._http = httpx2.AsyncClient(timeout=timeout_s)
+        self._http = httpx2.AsyncClient(timeout=options.connect_timeout_s)
+        self._start_timeout = httpx2.Timeout(
+            options.connect_timeout_s, read=options.start_timeout_s
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -59,7 +62,9 @@ class RestClient:
         NoCapacityError
             The service has no room for it at present.
         """
-        answer = await self._request("POST", "/stream/start", json=request.as_json())
+        answer = await self._request(
+            "POST", "/stream/start", json=request.as_json(), timeout=self._start_timeout
+        )
         return _decoded(answer, wire.StreamStarted)
 
     async def detect_image(self, image: Path | bytes, detector: str | None) -> Detection:
@@ -70,6 +75,7 @@ class RestClient:
             "/detect",
             files={"file": (name, data)},
             params={} if detector is None else {"detector": detector},
+            timeout=self._start_timeout,
         )
         return Detection.of(_decoded(answer, wire.Detection))
 
@@ -90,6 +96,8 @@ class RestClient:
     async def _request(self, method: str, path: str, **content: Any) -> httpx2.Response:  # noqa: ANN401 - handed on
         try:
             answer = await self._http.request(method, self._address.http + path, **content)
+        except httpx2.ReadTimeout as error:
+            raise ServiceUnreachableError(self._address.http, "no answer in time") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise ServiceUnreachableError(self._address.http, _reason(error)) from error
         if not answer.is_success:

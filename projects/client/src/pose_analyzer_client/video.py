@@ -34,7 +34,7 @@ def probe_video(path: Path) -> VideoInfo:
         No such file, or not a video.
     """
     if not path.is_file():
-        raise UnreadableVideoError(str(path), "no such file.")
+        raise UnreadableVideoError(str(path), "not a file." if path.exists() else "no such file.")
     try:
         with av.open(str(path)) as container:
             rate = _stream(container, path).average_rate

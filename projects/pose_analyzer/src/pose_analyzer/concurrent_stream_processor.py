@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -37,6 +38,16 @@ CLOSE_UNDECODABLE: Final = 1007  # RFC 6455: data not consistent with the type o
 log = structlog.get_logger()
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A frame that is with the analysis."""
+
+    frame: StreamFrame
+    found: FramePoses
+    encoding: Encoding
+    detected_s: float
 
 
 class ConcurrentStreamProcessor:
@@ -94,11 +105,6 @@ class ConcurrentStreamProcessor:
         stream.waiting.append(frame)
         self._waiting[stream.stream_id] = stream
         self.pump()
-
-    def refuse(self, stream: LiveStream, cause: DropCause) -> None:
-        """Count a picture that arrived and will not be looked at."""
-        stream.next_index += 1
-        self._drop(stream, cause)
 
     def discard_waiting(self, stream: LiveStream, cause: DropCause) -> None:
         """Give up frames not begun yet."""
@@ -224,38 +230,42 @@ class ConcurrentStreamProcessor:
     def _analyse(self, stream: LiveStream, frame: StreamFrame, found: FramePoses) -> None:
         stream.n_undecodable_in_row = 0
         stream.n_analysing += 1
-        encoding = stream.encoding
-        detected_s = self._clock()
+        asked = _Asked(frame, found, stream.encoding, self._clock())
         future = self._analysis.analyse(
-            stream.stream_id, frame.index, frame.time_s, found.poses, encoding
+            stream.stream_id, frame.index, frame.time_s, found.poses, asked.encoding
         )
-        answer = partial(self._on_analysed, stream, frame, found, encoding, detected_s)
+        answer = partial(self._on_analysed, stream, asked)
         future.add_done_callback(lambda done: self._post(partial(answer, done)))
 
     def _on_analysed(
-        self,
-        stream: LiveStream,
-        frame: StreamFrame,
-        found: FramePoses,
-        encoding: Encoding,
-        detected_s: float,
-        done: "Future[AnalysedFrame]",
+        self, stream: LiveStream, asked: "_Asked", done: "Future[AnalysedFrame]"
     ) -> None:
         stream.n_analysing -= 1
-        if stream.ended:
-            return
         try:
             analysed = done.result()
         except BackendFailedError as error:
             log.warning("analysis_failed", stream_id=stream.stream_id, reason=error.reason)
-            self._on_failure(stream, frame, FrameFailure(DropCause.OVERLOAD, str(error)))
-            return
+            if not stream.ended:
+                failure = FrameFailure(DropCause.OVERLOAD, str(error))
+                self._on_failure(stream, asked.frame, failure)
+        else:
+            if not stream.ended:
+                self._answer(stream, asked, analysed)
+        # Others may wait for the room this leaves, whatever became of it.
+        if self._waiting:
+            self.pump()
+
+    def _answer(self, stream: LiveStream, asked: "_Asked", analysed: AnalysedFrame) -> None:
+        frame, found, encoding = asked.frame, asked.found, asked.encoding
         now_s = self._clock()
+        total_s = now_s - frame.received_s
+        postprocess_s = found.postprocess_s + now_s - asked.detected_s
+        busy_s = found.decode_s + found.infer_s + postprocess_s
         timing = wire.Timing(
-            queue_s=max(found.began_s - frame.received_s, 0.0),
+            queue_s=max(total_s - busy_s, 0.0),
             decode_s=found.decode_s,
             infer_s=found.infer_s,
-            postprocess_s=found.postprocess_s + now_s - detected_s,
+            postprocess_s=postprocess_s,
         )
         result = wire.WrittenResult(
             frame=frame.index,
@@ -281,11 +291,9 @@ class ConcurrentStreamProcessor:
                 "infer": timing.infer_s,
                 "postprocess": timing.postprocess_s,
             },
-            now_s - frame.received_s,
+            total_s,
             analysed.n_new_repetitions,
         )
-        if self._waiting:
-            self.pump()
 
     def _drop(self, stream: LiveStream, cause: DropCause) -> None:
         stream.drop(cause)

@@ -16,6 +16,10 @@ class UnreadableSourceError(PoseAnalyzerError):
         self.reason = reason
 
 
+class NotAVideoError(UnreadableSourceError):
+    """A file the service was asked to read as a stream, and cannot."""
+
+
 class ModelUnavailableError(PoseAnalyzerError):
     """A model file that is neither here nor to be had."""
 
@@ -86,6 +90,17 @@ class NoCapacityError(PoseAnalyzerError):
         super().__init__(reason)
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+
+class SourceNotFoundError(PoseAnalyzerError):
+    """A file the service might read for its clients, but that is not there."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"There is no file {source!r} in the folders the service may read. Name one by its path"
+            " within such a folder."
+        )
+        self.source = source
 
 
 class SourceNotAllowedError(PoseAnalyzerError):

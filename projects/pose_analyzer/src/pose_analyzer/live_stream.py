@@ -86,8 +86,12 @@ class LiveStream:
     dropped: Counter[DropCause] = field(default_factory=Counter)
     results: deque[KeptResult] = field(init=False)
     clock: StreamClock = field(default_factory=StreamClock)
+    source_fps: float = field(init=False)
+    """Average rate of what comes: as the client says, or as the file does."""
     exercise: str = ""
     """The one being counted now."""
+    reason: str = ""
+    """Why it is in its state, as last told."""
     problem: str | None = None
     """What is wrong with the source the service reads."""
     on_taken: Callable[[], None] | None = None
@@ -98,6 +102,7 @@ class LiveStream:
     def __post_init__(self) -> None:
         self.results = deque(maxlen=self.n_results_kept)
         self.exercise = self.options.exercise
+        self.source_fps = self.options.fps
 
     @property
     def state(self) -> StreamState:
@@ -126,7 +131,7 @@ class LiveStream:
         if not time_s > self._accepted_s:
             return DropCause.STALE
         if self.options.sample_fps is not None:
-            slot = sampling_slot(time_s, self.options.sample_fps, float("nan"))
+            slot = sampling_slot(time_s, self.options.sample_fps, self.source_fps)
             if slot == self._sampling_slot:
                 return DropCause.UNSAMPLED
             self._sampling_slot = slot
@@ -162,4 +167,5 @@ class LiveStream:
 
     def tell_state(self, reason: str) -> None:
         """Say what the stream is doing now, and why."""
+        self.reason = reason
         self.tell(State(state=self.state, reason=reason))

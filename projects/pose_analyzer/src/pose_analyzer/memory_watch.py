@@ -77,10 +77,11 @@ class MemoryWatch:
         if self._state.batch_limit != before:
             self._metrics.governed("shrink" if self._state.batch_limit < before else "grow")
             log.info("batch_limited", n_frames=self._state.batch_limit)
-        for pipeline in pipelines:
-            await self._limit(pipeline)
+        # The clients first: a pipeline short of memory may take its time.
         for action in actions:
             self._carry_out(action)
+        for pipeline in pipelines:
+            await self._limit(pipeline)
 
     def _ranks(self) -> list[StreamRank]:
         return [

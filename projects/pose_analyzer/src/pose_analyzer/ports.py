@@ -107,6 +107,10 @@ class FrameSource(Protocol):
 class FrameReceiver(Protocol):
     """Who gets the frames of a source; called from its threads, one call at a time."""
 
+    def on_rate(self, fps: float) -> None:
+        """Average frame rate of a file, told before its first frame; NaN when unknown."""
+        ...
+
     def on_frame(self, time_s: float, content: FrameContent) -> None:
         """Next frame. A file waits until this returns; with a camera it must return at once."""
         ...

@@ -16,6 +16,7 @@
 | POSE_ALLOWED_SOURCES | what it may read itself: folders, rtsp:// addresses; commas between |
 | POSE_ANALYSIS_PROCESSES | processes that follow people; 0: a thread of the service |
 | POSE_ENGINE, POSE_HALF, POSE_MAX_BATCH | how YOLO runs on a GPU |
+| POSE_CALIBRATION_FRAMES | pictures with which TensorRT is calibrated for INT8 |
 """
 
 from pathlib import Path
@@ -80,4 +81,5 @@ class Settings(ProjectSettings):
 
     engine: Literal["cuda_graph", "eager", "compile", "tensorrt"] = "cuda_graph"
     half: bool = True
+    calibration_frames: Path | None = None
     max_batch: PositiveInt = 64

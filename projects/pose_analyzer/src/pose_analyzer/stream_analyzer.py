@@ -3,6 +3,7 @@
 import time
 from collections.abc import KeysView, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +22,10 @@ from pose_analyzer.ports import PoseDetector
 from pose_analyzer.regions import RegionOfInterest, roi_pixels, shifted
 from pose_analyzer.tracking import PersonTracker, TrackingConfig
 from pose_analyzer.types import Frame, PersonFrame, Pose
+
+_SHORTEST_GAP_S: Final = 0.3
+_GAP_STEPS: Final = 4.0
+_STEP_WEIGHT: Final = 0.1  # of the latest step between frames in the average
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class StreamAnalyzer:
         )
         self._tracker = PersonTracker(config.tracking)
         self._states: dict[int, SessionState] = {}
+        self._clock = _WatchedTime()
+        self._seen_s: dict[int, float] = {}
         self.detect_s = 0.0
         """Seconds spent in the detector so far."""
         self.n_detections = 0
@@ -82,19 +89,22 @@ class StreamAnalyzer:
         """Everybody in a frame whose poses are known, by id.
 
         A person the detector misses is bridged for a short time, and forgotten once the tracker
-        would not know them again.
+        would not know them again. Time without frames is no absence: after a lost connection or a
+        pause whoever is still there goes on.
         """
         self.n_detections += len(poses)
-        found = self._tracker.update(poses, time_s)
+        watched_s = self._clock.at(time_s)
+        found = self._tracker.update(poses, watched_s)
+        self._seen_s.update(dict.fromkeys(found, watched_s))
         people = []
         for track_id in sorted(found.keys() | self._states.keys()):
             pose = found.get(track_id)
             state = self._states.get(track_id) or initial_state(self._session)
-            unseen_s = 0.0 if pose is not None else time_s - state.pose_s
+            unseen_s = watched_s - self._seen_s[track_id]
             settled = state.n_detections >= SETTLED_DETECTIONS
             if unseen_s > (self._config.bridge_s if settled else 0.0):
                 if unseen_s > 2.0 * self._config.tracking.lost_s:
-                    del self._states[track_id]
+                    del self._states[track_id], self._seen_s[track_id]
                 continue
             observation = PoseObservation(track_id, frame_index, time_s, pose)
             self._states[track_id], person = step(self._session, state, observation)
@@ -124,6 +134,32 @@ class StreamAnalyzer:
         if self._detector is None:
             raise TypeError("this analyzer has no detector; hand poses to `observe`")
         return detect_people(self._detector, frame.image_bgr, frame.time_s, self._config.roi)
+
+
+class _WatchedTime:
+    """Time that passes while there are frames.
+
+    A pause, a lost connection or frames that were not analysed are no absence: the tracker would
+    predict where people have moved meanwhile, and not know them again.
+    """
+
+    def __init__(self) -> None:
+        self._usual_step_s: float | None = None
+        self._skipped_s = 0.0
+        self._time_s: float | None = None
+
+    def at(self, time_s: float) -> float:
+        """Watched time of the next frame, which is at `time_s`; a gap counts as a usual step."""
+        if self._time_s is not None:
+            step_s = time_s - self._time_s
+            usual_s = self._usual_step_s
+            if usual_s is not None and step_s > max(_SHORTEST_GAP_S, _GAP_STEPS * usual_s):
+                self._skipped_s += step_s - usual_s
+            else:
+                weight = 1.0 if usual_s is None else _STEP_WEIGHT
+                self._usual_step_s = (1.0 - weight) * (usual_s or 0.0) + weight * step_s
+        self._time_s = time_s
+        return time_s - self._skipped_s
 
 
 def detect_people(

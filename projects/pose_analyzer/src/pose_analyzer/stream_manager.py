@@ -76,6 +76,7 @@ class _Entry:
     reader: SourceReader | None = None
     source_ended: bool = False
     connected_before: bool = False
+    shed_reason: str = ""
 
 
 class StreamManager:
@@ -92,7 +93,7 @@ class StreamManager:
     config
         Limits.
     read_memory
-        For admission and the governor.
+        For admission; may block for milliseconds, called in a thread.
     clock
         Monotonic seconds.
     """
@@ -115,6 +116,8 @@ class StreamManager:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._closing = False
+        self.n_ended = 0
+        """Streams that have ended so far."""
 
     @property
     def streams(self) -> tuple[LiveStream, ...]:
@@ -151,7 +154,7 @@ class StreamManager:
             Its detector or exercise cannot be had.
         """
         pipeline = await self._pipelines.get(options.detector)
-        memory = self._read_memory(pipeline.device)
+        memory = await asyncio.to_thread(self._read_memory, pipeline.device)
         # No pause between admission and registration: a hundred clients may ask at once.
         self._admit(pipeline, options, memory)
         processor = self._processors.get(options.detector)
@@ -207,8 +210,12 @@ class StreamManager:
         )
         if stream.problem is not None:
             stream.tell_state(stream.problem)
+        elif stream.state is not StreamState.ACTIVE:
+            stream.tell_state(stream.reason)
         if stream.ended:
             sink.close(CLOSE_ENDED, "the stream has ended")
+        # The earlier listener may have kept its stream back by not reading.
+        entry.processor.pump()
         return stream
 
     def detach(self, stream_id: str, sink: Sink) -> None:
@@ -222,10 +229,6 @@ class StreamManager:
     def offer(self, stream: LiveStream, content: bytes, captured_s: float | None) -> None:
         """Take a picture a client sent."""
         self._entry(stream.stream_id).processor.offer(stream, content, captured_s)
-
-    def refuse(self, stream: LiveStream, cause: DropCause) -> None:
-        """Count a picture a client sent that will not be looked at."""
-        self._entry(stream.stream_id).processor.refuse(stream, cause)
 
     def drained(self, stream_id: str) -> None:
         """Take note that a client has read its answers."""
@@ -267,16 +270,19 @@ class StreamManager:
         self._count_streams()
 
     def shed(self, stream_ids: Sequence[str], reason: str) -> None:
-        """Stop analysing these streams for lack of memory, and tell their clients."""
-        for stream_id in stream_ids:
-            self._entries[stream_id].stream.shed = True
-            self._after_change(self._entries[stream_id], reason)
+        """Stop analysing these streams for lack of memory, and tell their clients.
+
+        Those that have ended since they were chosen are passed over, here and in `unshed`.
+        """
+        for entry in self._going_on(stream_ids):
+            entry.stream.shed, entry.shed_reason = True, reason
+            self._after_change(entry, reason)
 
     def unshed(self, stream_ids: Sequence[str], reason: str) -> None:
         """Analyse these streams again, and tell their clients."""
-        for stream_id in stream_ids:
-            self._entries[stream_id].stream.shed = False
-            self._after_change(self._entries[stream_id], reason)
+        for entry in self._going_on(stream_ids):
+            entry.stream.shed = False
+            self._after_change(entry, reason)
 
     def keep_house(self) -> None:
         """End what is over: streams left alone, files read to their end."""
@@ -317,6 +323,10 @@ class StreamManager:
             raise UnknownStreamError(stream_id)
         return entry
 
+    def _going_on(self, stream_ids: Sequence[str]) -> list[_Entry]:
+        entries = (self._entries.get(stream_id) for stream_id in stream_ids)
+        return [entry for entry in entries if entry is not None and not entry.stream.ended]
+
     def _admit(
         self, pipeline: FramePipeline, options: StreamOptions, memory: VramReading | None
     ) -> None:
@@ -343,6 +353,8 @@ class StreamManager:
         stream = entry.stream
         if stream.state is not StreamState.ACTIVE and not stream.lossless:
             entry.processor.discard_waiting(stream, DropCause.PAUSED)
+        if stream.shed and reason != entry.shed_reason:
+            reason = f"{reason}; {entry.shed_reason}"
         stream.tell_state(reason)
         entry.processor.pump()
         self._count_streams()
@@ -352,9 +364,13 @@ class StreamManager:
         if stream.ended:
             return
         stream.ended = True
+        self.n_ended += 1
         stream.tell_state(reason)
         if stream.sink is not None:
             stream.sink.close(code, reason)
+        else:
+            # A file's results may be fetched for a while after its end.
+            stream.silent_since_s = self._clock()
         entry.processor.discard_waiting(stream, DropCause.PAUSED)
         if entry.reader is not None:
             # It may have to wait for a decoder to come back.
@@ -389,6 +405,10 @@ class _LoopFeed:
         self._loop = asyncio.get_running_loop()
         self._room = threading.Semaphore(FEED_FRAMES)
         entry.stream.on_taken = self._room.release
+
+    def on_rate(self, fps: float) -> None:
+        """Sample as a recording of this rate is sampled."""
+        self._call(partial(setattr, self._entry.stream, "source_fps", fps))
 
     def on_frame(self, time_s: float, content: FrameContent) -> None:
         """Next frame; for files it returns when there is room for another."""

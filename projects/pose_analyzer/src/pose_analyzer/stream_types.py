@@ -21,7 +21,7 @@ class DropCause(StrEnum):
     STALE = "stale"
     """A newer frame of its stream took its place, or it is not newer than one already analysed."""
     OVERLOAD = "overload"
-    """The detector had no room for it: out of memory, broken, or frames above the allowed rate."""
+    """The detector had no room for it, or it or the analysis broke."""
     UNDECODABLE = "undecodable"
     PAUSED = "paused"
     """It arrived while its stream was paused, by the client or for lack of memory."""
@@ -55,8 +55,8 @@ class StreamOptions:
     """``auto`` or the name of an exercise."""
     detector: str
     """A model such as ``yolo11n-pose``."""
-    expected_fps: float = 30.0
-    """For admission; more may come."""
+    fps: float = 30.0
+    """Frames a second that are going to come; more may."""
     sample_fps: float | None = None
     """Frames analysed per second at most; None: all."""
     roi: RegionOfInterest | None = None
@@ -64,6 +64,11 @@ class StreamOptions:
     """Streams of low priority are shed first when GPU memory runs out."""
     source: str | None = None
     """What the service reads itself, as it may be shown; None: the client sends frames."""
+
+    @property
+    def expected_fps(self) -> float:
+        """Frames a second to be analysed, for admission."""
+        return self.fps if self.sample_fps is None else min(self.fps, self.sample_fps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +109,6 @@ class FramePoses:
     """Best first, in pixels of the whole, upright picture."""
     width_px: int
     height_px: int
-    began_s: float
-    """When its batch began to be decoded, by the service's monotonic clock."""
     decode_s: float
     """Wall time in which its batch was decoded."""
     infer_s: float

@@ -5,7 +5,7 @@ null; in MessagePack it is NaN. Arrays follow the order of `skeletons.KEYPOINT_N
 `skeletons.ANGLE_NAMES`, which the answer to ``POST /stream/start`` repeats.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -15,6 +15,8 @@ from pose_analyzer.types import JointAngles, PersonFrame, Repetition
 JSON_SUBPROTOCOL: Final = "pose.v1.json"
 MSGPACK_SUBPROTOCOL: Final = "pose.v1.msgpack"
 
+# UNIX time is below 2e9. Without bounds a single wrong time would stop the stream's clock for ever.
+ClientSeconds = Annotated[float, msgspec.Meta(ge=-1e10, le=1e10)]
 Numbers = list[float | None]
 Points = list[tuple[float | None, float | None]]
 
@@ -26,7 +28,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True):
 class FrameHeader(_Message, frozen=True, kw_only=True, tag="frame", tag_field="type"):
     """Says when the next picture was taken."""
 
-    captured_s: float
+    captured_s: ClientSeconds
     """On the client's clock; only differences between frames matter."""
 
 
@@ -137,9 +139,13 @@ class Person(_Message, frozen=True, kw_only=True):
 
 
 class Timing(_Message, frozen=True, kw_only=True):
-    """Where the time between receiving a frame and answering it went."""
+    """Where the time between receiving a frame and answering it went; together that is all of it.
+
+    Frames of one batch share its times.
+    """
 
     queue_s: float
+    """Waiting, wherever: for a batch, between the stages, for the answer's turn."""
     decode_s: float
     infer_s: float
     postprocess_s: float

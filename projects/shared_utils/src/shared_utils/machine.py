@@ -35,3 +35,20 @@ def give_memory_back() -> bool:
         return False
     settings = ((_M_ARENA_MAX, 2), (_M_MMAP_THRESHOLD, 1 << 18), (_M_TRIM_THRESHOLD, 1 << 20))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def trim_memory() -> bool:
+    """Return free pages to the system now, holes in the middle of the heap included.
+
+    Takes some milliseconds, in which other threads may have to wait for memory.
+
+    Returns
+    -------
+    bool
+        False where the C library is not glibc, or had nothing to return.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(trim(0))

@@ -21,7 +21,6 @@ from pose_analyzer.api.problems import install_problem_handlers
 from pose_analyzer.api.routes import router
 from pose_analyzer.api.stream_routes import router as stream_router
 from pose_analyzer.api.streaming import router as websocket_router
-from pose_analyzer.api.uploads import BodyLimit
 from pose_analyzer.backends import create_detector, create_pipeline, resolve_model
 from pose_analyzer.errors import InvalidExerciseError
 from pose_analyzer.exercises import Exercise, load_exercises
@@ -33,10 +32,11 @@ from pose_analyzer.ports import FramePipeline, LiveAnalysis, PoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.stream_manager import ManagerConfig, MemoryReader, StreamManager
 from pose_analyzer.vram_governor import VramReading
+from shared_utils.body_limit import BodyLimit
 from shared_utils.errors import InvalidSettingError
 from shared_utils.gpu import GpuReader
 from shared_utils.logging import configure_logging
-from shared_utils.machine import give_memory_back, n_usable_cores
+from shared_utils.machine import give_memory_back, n_usable_cores, trim_memory
 from shared_utils.settings import read_settings
 
 MAX_PEOPLE: Final = 6
@@ -124,7 +124,11 @@ def create_app(
         )
         app.state.manager = manager
         watch = MemoryWatch(manager, reader, metrics, settings.max_batch)
-        chores = [asyncio.create_task(manager.run()), asyncio.create_task(watch.run())]
+        chores = [
+            asyncio.create_task(manager.run()),
+            asyncio.create_task(watch.run()),
+            asyncio.create_task(_return_memory(manager)),
+        ]
         for chore in chores:
             chore.add_done_callback(_tell_of_defect)
         log.info("service_started", detector=settings.detector)
@@ -154,6 +158,16 @@ def create_app(
     return app
 
 
+async def _return_memory(manager: StreamManager) -> None:
+    """Once streams have ended, return to the system what their detectors leave behind."""
+    n_returned = 0
+    while True:
+        await asyncio.sleep(_TRIM_EVERY_S)
+        if manager.n_ended > n_returned:
+            n_returned = manager.n_ended
+            await asyncio.to_thread(trim_memory)
+
+
 def _tell_of_defect(chore: asyncio.Task[None]) -> None:
     if not chore.cancelled():
         log.error("chore_stopped", exc_info=chore.exception())
@@ -173,6 +187,7 @@ class Server(uvicorn.Server):
 
 
 _FAREWELL_S: Final = 0.2
+_TRIM_EVERY_S: Final = 15.0
 # Python's 5 ms would let a detector's thread wait that long for the event loop's.
 _SWITCH_INTERVAL_S: Final = 0.0005
 

@@ -8,13 +8,13 @@ from anyio import to_thread
 from fastapi import APIRouter, UploadFile
 
 from pose_analyzer.api.dependencies import DetectorNameDep, DetectorsDep, SettingsDep
-from pose_analyzer.api.problems import documented_problems
 from pose_analyzer.api.schemas import Detection, Gpu, Health, LoadedDetector, ModelInfo, Person
 from pose_analyzer.api.uploads import decode_image
 from pose_analyzer.form_session import PoseObservation, SessionConfig, initial_state, step
 from pose_analyzer.model_files import model_states
 from pose_analyzer.types import Pose
 from shared_utils.gpu import read_gpus
+from shared_utils.problems import documented_problems
 
 REPORTED_PACKAGES: Final = (
     "pose-analyzer",

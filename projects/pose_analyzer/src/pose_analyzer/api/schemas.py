@@ -24,18 +24,6 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Problem(Answer):
-    """RFC 9457 problem details."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    instance: str
-    errors: list[dict[str, str]] | None = None
-    """For a request that is not as documented: where and what."""
-
-
 class Keypoint(Answer):
     """One of the 17 COCO keypoints."""
 

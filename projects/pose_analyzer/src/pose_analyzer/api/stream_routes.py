@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import msgspec
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,15 +19,16 @@ from pose_analyzer.api.dependencies import (
     detector_or_default,
 )
 from pose_analyzer.api.live_sources import open_stream_source
-from pose_analyzer.api.problems import documented_problems
 from pose_analyzer.api.stream_schemas import StreamInfo, StreamList, StreamStart, StreamStarted
 from pose_analyzer.exercises import select_exercises
 from pose_analyzer.live_stream import KeptResult
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.stream_types import Encoding, StreamOptions
 from pose_analyzer.wire import Result
+from shared_utils.problems import documented_problems
 
 _MAX_PAGE: Final = 1000
+_MAX_FRAME_INDEX: Final = 2**53
 
 router = APIRouter(tags=["streams"])
 
@@ -35,7 +37,10 @@ router = APIRouter(tags=["streams"])
     "/stream/start",
     status_code=HTTPStatus.CREATED,
     responses=documented_problems(
-        HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
     ),
 )
 async def start_stream(
@@ -50,11 +55,11 @@ async def start_stream(
     select_exercises(exercises, body.exercise)
     shown, source = None, None
     if body.source is not None:
-        shown, source = open_stream_source(body.source, settings)
+        shown, source = await to_thread.run_sync(open_stream_source, body.source, settings)
     options = StreamOptions(
         exercise=body.exercise,
         detector=await detectors.model_of(detector_or_default(body.detector, settings)),
-        expected_fps=min(body.fps, body.sample_fps or body.fps),
+        fps=body.fps,
         sample_fps=body.sample_fps,
         roi=body.roi,
         priority=body.priority,
@@ -95,7 +100,10 @@ async def show_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
 async def list_results(
     stream_id: str,
     manager: ManagerDep,
-    since: Annotated[int, Query(description="Only answers to later frames than this.")] = -1,
+    since: Annotated[
+        int,
+        Query(ge=-1, le=_MAX_FRAME_INDEX, description="Only answers to later frames than this."),
+    ] = -1,
     limit: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 100,
 ) -> Response:
     """Recent answers, oldest first; go on with ``since`` = ``next``."""

@@ -23,7 +23,8 @@ class StreamStart(BaseModel):
     detector: str | None = None
     """As for ``POST /detect``."""
     fps: float = Field(30.0, gt=0.0, le=MAX_FPS)
-    """How many frames a second are going to come; decides whether there is room."""
+    """How many frames a second are going to come; decides whether there is room, and, with
+    `sample_fps`, how early a frame may be for its turn."""
     sample_fps: float | None = Field(None, gt=0.0, le=MAX_FPS)
     """Analyse at most so many frames a second."""
     roi: tuple[Fraction, Fraction, Fraction, Fraction] | None = None

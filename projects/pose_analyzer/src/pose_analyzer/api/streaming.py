@@ -25,6 +25,9 @@ CLOSE_SLOW_READER: Final = 4408
 CLOSE_FLOOD: Final = 4429
 SLOW_READER_S: Final = 10.0
 """For so long an answer may stay unread."""
+MAX_WAITING: Final = 64
+"""Messages that wait for a slow reader: `MAX_UNSENT` answers, and what else is told."""
+MAX_TEXT_CHARS: Final = 65_536
 MAX_MESSAGES_HZ: Final = 480.0
 MAX_MESSAGES_AT_ONCE: Final = 960
 # The close frame holds 125 bytes, two of them for the code.
@@ -98,9 +101,14 @@ class Connection:
 
     def put(self, message: bytes) -> None:
         """Send this when possible."""
-        if self._close is None:
-            self._unsent.append(message)
-            self._wake.set()
+        if self._close is not None:
+            return
+        if len(self._unsent) >= MAX_WAITING:
+            # Answers are held back before; a client that asks and never reads must not fill memory.
+            self.close(CLOSE_SLOW_READER, f"{MAX_WAITING} messages were not read")
+            return
+        self._unsent.append(message)
+        self._wake.set()
 
     def close(self, code: int, reason: str) -> None:
         """Send what is left, then close; only the first call counts."""
@@ -178,7 +186,8 @@ class Reader:
         """Take messages until the client leaves or is sent away."""
         while not self._connection.closing:
             message = await websocket.receive()
-            if message["type"] == "websocket.disconnect":
+            # Sent away meanwhile, perhaps for another connection, whose pictures count now.
+            if message["type"] == "websocket.disconnect" or self._connection.closing:
                 return
             picture = message.get("bytes")
             if picture is not None:
@@ -199,6 +208,11 @@ class Reader:
             self._manager.offer(self._live, picture, captured_s)
 
     def _on_text(self, text: str) -> None:
+        if len(text) > MAX_TEXT_CHARS:
+            if self._within_rate():
+                detail = f"A text may have {MAX_TEXT_CHARS} characters, this one has {len(text)}."
+                self._refuse("unknown-message", detail)
+            return
         try:
             message = wire.decode_client_message(text)
         except msgspec.DecodeError as error:
@@ -206,7 +220,9 @@ class Reader:
                 self._refuse("unknown-message", f"{error}. docs/API.md lists what is understood.")
             return
         if isinstance(message, wire.FrameHeader):
-            self._captured_s = message.captured_s
+            # Free of charge in front of a picture, which counts itself.
+            if self._captured_s is None or self._within_rate():
+                self._captured_s = message.captured_s
         elif self._within_rate() and not self._live.ended:
             self._obey(message)
 

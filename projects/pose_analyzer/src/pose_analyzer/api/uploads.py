@@ -1,22 +1,17 @@
-"""Uploads within bounds: bytes counted while they arrive, pixels before they are decoded."""
+"""Uploaded images within bounds: pixels are counted before they are decoded."""
 
 import io
 import struct
 import zlib
-from http import HTTPStatus
 from typing import Final
 
 import numpy as np
-from fastapi import HTTPException
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pose_analyzer.api.problems import TooManyPixelsError
 from pose_analyzer.errors import UnreadableSourceError
 
-ENVELOPE_BYTES: Final = 1 << 14
-"""Room for the multipart headers around a file."""
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 
 # What Pillow's parsers raise for files that are not what they seem to be.
@@ -41,43 +36,6 @@ _UPRIGHT: Final[dict[object, Image.Transpose]] = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image of this EXIF orientation upright."""
-
-
-class BodyLimit:
-    """ASGI middleware that stops reading a request once its upload exceeds a limit."""
-
-    def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
-        self._app = app
-        self._max_upload_bytes = max_upload_bytes
-        self._max_bytes = max_upload_bytes + ENVELOPE_BYTES
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a counting `receive`."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        n_bytes = 0
-        declared_bytes = _declared_length(scope)
-
-        async def counted() -> Message:
-            nonlocal n_bytes
-            if declared_bytes > self._max_bytes:
-                raise self._refusal()
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_bytes:
-                raise self._refusal()
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _refusal(self) -> HTTPException:
-        # FastAPI turns any other exception met while it parses a body into a 400.
-        return HTTPException(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"At most {self._max_upload_bytes} bytes are accepted.",
-            headers={"Connection": "close"},
-        )
 
 
 def decode_image(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -129,8 +87,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-
-
-def _declared_length(scope: Scope) -> int:
-    value = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(value) if value.isdigit() else 0

@@ -211,7 +211,6 @@ class CpuFramePipeline:
             poses=poses,
             width_px=width_px,
             height_px=height_px,
-            began_s=began_s,
             decode_s=decoded_s - began_s,
             # Detectors do not tell their last step apart.
             infer_s=time.monotonic() - decoded_s,

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -40,10 +41,10 @@ def create_detector(
 ) -> PoseDetector:
     """Make the detector of this name, downloading its model file if it is not here.
 
-    YOLO runs in PyTorch on a CUDA machine and in ONNX Runtime elsewhere, where the weights are
-    exported on first use. ``auto`` takes YOLO (several people) if its weights are on this machine
-    and can be run, else MediaPipe (one person); it never downloads YOLO weights, whose licence
-    somebody must have chosen.
+    YOLO runs in PyTorch on a CUDA machine, recordings there as live streams do, and in ONNX Runtime
+    elsewhere, where the weights are exported on first use. ``auto`` takes YOLO (several people) if
+    its weights are on this machine and can be run, else MediaPipe (one person); it never downloads
+    YOLO weights, whose licence somebody must have chosen.
 
     Parameters
     ----------
@@ -98,19 +99,7 @@ def create_pipeline(model: str, settings: Settings) -> FramePipeline:
         raise UnknownNameError("detector", model, DETECTOR_NAMES)
     is_mediapipe = model.startswith(_MEDIAPIPE_PREFIX)
     if not is_mediapipe and ultralytics_installed() and _cuda_available():
-        # Imported late, as for `TorchBackend`.
-        from pose_analyzer.backends.gpu.options import GpuOptions  # noqa: PLC0415
-        from pose_analyzer.backends.gpu.pipeline import create_gpu_pipeline  # noqa: PLC0415
-
-        options = GpuOptions(
-            engine=settings.engine,
-            half=settings.half,
-            max_batch=settings.max_batch,
-            confidence=_VIDEO_CONFIDENCE,
-            max_pixels=settings.max_image_pixels,
-        )
-        weights, config_dir = fetch_model(model, settings), settings.cache_dir / "ultralytics"
-        return create_gpu_pipeline(weights, model, config_dir, options)
+        return _gpu_pipeline(fetch_model(model, settings), model, settings, live=True)
     return CpuFramePipeline(
         lambda: create_detector(model, settings),
         per_stream=is_mediapipe,
@@ -147,6 +136,11 @@ def _yolo(
     if weights.suffix == ".onnx":
         onnx = weights
     elif ultralytics_installed() and _cuda_available():
+        if mode == "video":
+            from pose_analyzer.backends.gpu.detector import PipelineDetector  # noqa: PLC0415
+
+            # As live streams are analysed, so that both count the same.
+            return PipelineDetector(_gpu_pipeline(weights, name, settings, live=False), n_people)
         # Imported late: PyTorch takes seconds and is not there without the extra `yolo`.
         from pose_analyzer.backends.yolo_torch import TorchBackend  # noqa: PLC0415
 
@@ -160,6 +154,25 @@ def _yolo(
     return YOLOPoseDetector(
         backend, confidence=confidence, n_people=n_people, fixed_hw=backend.fixed_hw
     )
+
+
+def _gpu_pipeline(weights: Path, name: str, settings: Settings, *, live: bool) -> FramePipeline:
+    # Imported late, as for `TorchBackend`.
+    from pose_analyzer.backends.gpu.options import GpuOptions  # noqa: PLC0415
+    from pose_analyzer.backends.gpu.pipeline import create_gpu_pipeline  # noqa: PLC0415
+
+    options = GpuOptions(
+        engine=settings.engine,
+        half=settings.half,
+        max_batch=settings.max_batch,
+        confidence=_VIDEO_CONFIDENCE,
+        max_pixels=settings.max_image_pixels,
+        calibration_frames=settings.calibration_frames,
+    )
+    if not live:
+        # One picture at a time, of a size not known yet; the rate is nobody's concern.
+        options = replace(options, warm_hw=None, measure_batch=0)
+    return create_gpu_pipeline(weights, name, settings.cache_dir / "ultralytics", options)
 
 
 def _existing(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from pose_analyzer.errors import SourceNotAllowedError, UnreadableSourceError
+from pose_analyzer.errors import SourceNotAllowedError, SourceNotFoundError
 
 # Ports from RFC 7826, 4.2 and 19.
 _DEFAULT_PORTS: Final = {"rtsp": 554, "rtsps": 322}
@@ -55,7 +55,7 @@ def resolve_source(source: str, allowed: tuple[str, ...]) -> AllowedSource:
     ------
     SourceNotAllowedError
         It is none of the allowed ones; its message holds no user, password or query.
-    UnreadableSourceError
+    SourceNotFoundError
         It would be allowed, but there is no such file.
     """
     if "://" in source:
@@ -69,7 +69,7 @@ def _file(source: str, folders: list[str]) -> AllowedSource:
         if path.is_file():
             return AllowedSource(SourceKind.FILE, path.name, str(path))
     if paths:
-        raise UnreadableSourceError(source, "no such file.")
+        raise SourceNotFoundError(source)
     raise SourceNotAllowedError(source)
 
 

@@ -145,6 +145,7 @@ class _FileReader(LiveSource):
     def _read(self) -> str | None:
         try:
             video = self._open()
+            self._receiver.on_rate(video.info.fps)
             for time_s, content in _contents(video):
                 if self._stop.is_set():
                     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import structlog
 import torch
 from jaxtyping import UInt8
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -23,6 +24,8 @@ from pose_analyzer.stream_types import (
     StreamFrame,
 )
 
+log = structlog.get_logger()
+
 # EXIF orientation -> whether to exchange x and y first, then which axes to reverse.
 _TURNS: Final[dict[int, tuple[bool, tuple[int, ...]]]] = {
     2: (False, (2,)),
@@ -33,6 +36,8 @@ _TURNS: Final[dict[int, tuple[bool, tuple[int, ...]]]] = {
     7: (True, (1, 2)),
     8: (True, (1,)),
 }
+
+_NVJPEG_LOCK: Final = threading.Lock()
 
 PixelTensor = UInt8[torch.Tensor, "3 _ _"]
 
@@ -65,13 +70,15 @@ class PictureDecoder:
     ----------
     lock
         Held while nvJPEG works. It allocates GPU memory on its own, which whoever captures a CUDA
-        graph must keep out.
+        graph must keep out. There is one for all detectors of the process, as torchvision has one
+        decoder.
     """
 
     def __init__(self, device: torch.device, max_pixels: int) -> None:
         self._device = device
         self._max_pixels = max_pixels
-        self.lock = threading.Lock()
+        self.lock = _NVJPEG_LOCK
+        self._told = False
         with warnings.catch_warnings():
             # Said once per process: that a tensor over `bytes` must not be written to. None is.
             warnings.simplefilter("ignore")
@@ -125,8 +132,15 @@ class PictureDecoder:
             if is_out_of_memory(error):
                 raise
             if len(files) == 1:
+                self._tell_once(str(error))
                 return [None]
         return [image for file in files for image in self._decode_jpegs([file])]
+
+    def _tell_once(self, reason: str) -> None:
+        """Log the first picture only: if it is not the picture's fault, all of them are meant."""
+        if not self._told:
+            self._told = True
+            log.warning("jpeg_not_decoded_here", device=str(self._device), reason=reason)
 
     def _decode_together(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
         with self.lock:

@@ -287,7 +287,6 @@ class GpuFramePipeline:
                 poses=one.poses,
                 width_px=one.width_px,
                 height_px=one.height_px,
-                began_s=batch.began_s,
                 decode_s=batch.decoded_s - batch.began_s,
                 infer_s=ready_s - batch.infer_began_s,
                 postprocess_s=collected_s - ready_s,

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32
@@ -16,7 +16,12 @@ from jaxtyping import Float32
 from pose_analyzer.backends.gpu.images import Picture, PictureDecoder
 from pose_analyzer.backends.gpu.letterbox import Letterboxer
 from pose_analyzer.backends.gpu.people import rows_of
-from pose_analyzer.backends.gpu.yolo_cuda_graph import BUCKETS, NetworkRunner, bucket_of
+from pose_analyzer.backends.gpu.yolo_cuda_graph import (
+    BUCKETS,
+    HIGH_PRIORITY,
+    NetworkRunner,
+    bucket_of,
+)
 from pose_analyzer.pose_detector import Letterbox, plan_letterbox, pose_of_row
 from pose_analyzer.regions import shifted
 from pose_analyzer.stream_types import FrameFailure, StreamFrame
@@ -25,8 +30,6 @@ from pose_analyzer.types import Pose
 Stage = Literal["decode", "infer"]
 Fault = Callable[[Stage, int], None]
 """Called with the number of frames before a stage begins; what it raises happens there."""
-
-_HIGH_PRIORITY: Final = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +102,7 @@ class DetectionStages:
                 "decode": torch.cuda.Stream(self.device),  # type: ignore[no-untyped-call]
                 # Decoding ahead must not delay the batch that is further on.
                 "infer": torch.cuda.Stream(  # type: ignore[no-untyped-call]
-                    self.device, priority=_HIGH_PRIORITY
+                    self.device, priority=HIGH_PRIORITY
                 ),
             }
 
@@ -169,7 +172,9 @@ class DetectionStages:
     def settle(self) -> None:
         """Wait for everything the device was told to do."""
         if self._streams:
-            torch.cuda.synchronize(self.device)
+            # Not while a graph is captured, which that would spoil.
+            with self._decoder.lock:
+                torch.cuda.synchronize(self.device)
 
     def _infer_part(self, part: list[tuple[int, Picture, Letterbox]]) -> _Part:
         boxes = [box for _, _, box in part]

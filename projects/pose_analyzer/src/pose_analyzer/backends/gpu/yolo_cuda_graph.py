@@ -4,7 +4,6 @@ Replaying saves nearly all of the launching: 1.3 ms in place of 10 ms for one fr
 """
 
 import contextlib
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -23,10 +22,16 @@ log = structlog.get_logger()
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes with a graph of their own; others are filled up to the next."""
-_MAX_SIZES: Final = 4  # input sizes with graphs at a time
+_MAX_SIZES: Final = 8  # input sizes with graphs at a time
+# A size gives way to a new one only after so long without use: clients whose pictures come in ever
+# other sizes would have graphs captured all the time, each of which holds up everybody.
+_KEEP_SIZE_S: Final = 10.0
 _N_WARM_UPS: Final = 3
 _RETRY_CAPTURE_S: Final = 10.0
+# At the start a graph could be captured, so what stands in the way now may well pass.
+_RETRY_FAILED_CAPTURE_S: Final = 60.0
 _MARGIN_BYTES: Final = 64 << 20
+HIGH_PRIORITY: Final = -1
 
 Fill = Callable[[torch.Tensor], None]
 """Writes images to a batch of the size it is given."""
@@ -131,8 +136,13 @@ class CudaGraphRunner:
         self._graphs: OrderedDict[tuple[int, int], dict[int, _Captured]] = OrderedDict()
         device = network.options.device
         # Not the stream of the replays: events that other threads record there would be captured.
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # Of high priority, as theirs: kernels in a graph keep the priority they were captured with,
+        # and torch's 32 streams of normal priority come round again to video decoders.
+        self._stream: Any = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+            device, priority=HIGH_PRIORITY
+        )
         self._pool: Any = torch.cuda.graph_pool_handle()
+        self._used_s: dict[tuple[int, int], float] = {}
         self._no_capture_before_s = 0.0
 
     def run(
@@ -153,38 +163,53 @@ class CudaGraphRunner:
 
     def free(self, above: int = 0) -> None:
         """Drop all graphs if any is for more images: only an empty pool gives memory back."""
-        if any(bucket > above for graphs in self._graphs.values() for bucket in graphs):
-            torch.cuda.synchronize(self.network.options.device)
-            for graphs in self._graphs.values():
-                for captured in graphs.values():
-                    captured.graph.reset()
-            self._graphs.clear()
-        if not self._graphs:
-            # torch refuses to take up a pool again once its last graph is gone.
-            self._pool = torch.cuda.graph_pool_handle()
-        torch.cuda.empty_cache()
+        # Waiting for the device would spoil what another network captures just now.
+        with self._lock:
+            if any(bucket > above for graphs in self._graphs.values() for bucket in graphs):
+                torch.cuda.synchronize(self.network.options.device)
+                for graphs in self._graphs.values():
+                    for captured in graphs.values():
+                        captured.graph.reset()
+                self._graphs.clear()
+                self._used_s.clear()
+            if not self._graphs:
+                # torch refuses to take up a pool again once its last graph is gone.
+                self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     def _find_or_capture(self, n_images: int, hw: tuple[int, int]) -> _Captured | None:
-        bucket = bucket_of(n_images)
-        if (captured := self._graphs.get(hw, {}).get(bucket)) is not None:
+        bucket, now_s = bucket_of(n_images), time.monotonic()
+        if hw in self._graphs:
             self._graphs.move_to_end(hw)
+            self._used_s[hw] = now_s
+        if (captured := self._graphs.get(hw, {}).get(bucket)) is not None:
             return captured
-        if time.monotonic() < self._no_capture_before_s:
+        if now_s < self._no_capture_before_s or not self._has_place(hw, now_s):
             return None
         try:
             captured = self.capture(bucket, hw)
         except RuntimeError as error:
-            fits = not is_out_of_memory(error)
+            full = is_out_of_memory(error)
             log.warning("cuda_graph_not_captured", batch=bucket, input_hw=hw, reason=str(error))
             self.free()
-            self._no_capture_before_s = math.inf if fits else time.monotonic() + _RETRY_CAPTURE_S
+            wait_s = _RETRY_CAPTURE_S if full else _RETRY_FAILED_CAPTURE_S
+            self._no_capture_before_s = time.monotonic() + wait_s
             return None
         self._graphs.setdefault(hw, {})[bucket] = captured
-        self._graphs.move_to_end(hw)
+        self._used_s[hw] = now_s
         if len(self._graphs) > _MAX_SIZES:
-            torch.cuda.synchronize(self.network.options.device)
-            self._graphs.popitem(last=False)
+            with self._lock:
+                torch.cuda.synchronize(self.network.options.device)
+            oldest, _ = self._graphs.popitem(last=False)
+            del self._used_s[oldest]
         return captured
+
+    def _has_place(self, hw: tuple[int, int], now_s: float) -> bool:
+        """Whether a graph for this size may be kept."""
+        if hw in self._graphs or len(self._graphs) < _MAX_SIZES:
+            return True
+        oldest = next(iter(self._graphs))
+        return now_s - self._used_s[oldest] >= _KEEP_SIZE_S
 
     def capture(self, bucket: int, hw: tuple[int, int]) -> _Captured:
         """Capture the graph for so many images."""
