@@ -25,6 +25,7 @@ unexport SHARED_DATA
 endif
 
 PORT ?= 8001
+VRAM_PORT ?= 8002
 MODELS ?= --all
 STREAMS ?= 4
 FPS ?= 30
@@ -83,6 +84,18 @@ pre-commit: install ## Run every pre-commit hook on all files
 .PHONY: run-pose
 run-pose: install ## Start the pose service (PORT=8001)
 	$(RUN) $(BIN)/python -m pose_analyzer.api.main --port $(PORT)
+
+.PHONY: run-vram
+run-vram: install ## Start the memory service (VRAM_PORT=8002)
+	$(RUN) $(BIN)/python -m gpu_optimizer.api.main --port $(VRAM_PORT)
+
+.PHONY: detect-gpu
+detect-gpu: install ## Say cpu or cuda, and which machine this is (~/.ml_pipeline_gpu.json)
+	@$(RUN) $(BIN)/python scripts/detect_gpu.py
+
+.PHONY: gpu-profiler
+gpu-profiler: install ## Predict what fits our machines (docs/reports/system_constraints.md)
+	$(RUN) $(BIN)/python scripts/gpu_constraint_profiler.py
 
 .PHONY: bench-streams
 bench-streams: install ## Load the live service (STREAMS="1 4" FPS SECONDS FRAMES CLIP DETECTOR ENGINE OUT BENCH_ARGS)

@@ -69,8 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--engines",
         nargs="+",
-        default=["cuda_graph", "cuda_graph+channels_last", "cuda_graph+tune", "tensorrt", "eager"],
-        help="engine, with +channels_last, +tune, +fp32; the first is the one that is judged",
+        default=["cuda_graph", "cuda_graph+contiguous", "cuda_graph+tune", "tensorrt", "eager"],
+        help="engine, with +contiguous, +tune, +fp32; the first is the one that is judged",
     )
     parser.add_argument("--other-batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -84,7 +84,7 @@ def options_of(engine: str, device: str) -> GpuOptions:
         device=device,
         engine=name,
         half="fp32" not in extras,
-        channels_last="channels_last" in extras,
+        channels_last="contiguous" not in extras,
         tune="tune" in extras,
         warm_hw=None,
         measure_batch=0,

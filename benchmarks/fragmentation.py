@@ -124,10 +124,11 @@ def report(solutions: list[tuple[Workload, Solution]], live: dict[str, Any] | No
         "",
         "Reproduce: `python benchmarks/fragmentation.py`. Simulated: each workload's requests, "
         "written down from its description, are replayed through a simulation of PyTorch's caching "
-        f"allocator without a memory limit. {confirmation}",
+        "allocator without a memory limit, which does what PyTorch's own does to the byte "
+        f"([allocator_parity.md](allocator_parity.md)). {confirmation}",
         "",
-        "*Waste* is the part of the reserved peak beyond the most that was allocated at once, taken "
-        "from the run as it is, so that remedies which round sizes up do not look better for it. "
+        "*Waste* is the part of the reserved peak beyond the most that was allocated at once, by "
+        "the run as it is, so that remedies which round sizes up do not look better for it. "
         "*At that moment* is what was not allocated when the reserved peak was first reached, "
         "*mean* the same over all events: both count memory that the cache keeps from one peak to "
         "the next, which is its purpose. *Fits from* is the smallest device on which the run does "

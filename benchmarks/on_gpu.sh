@@ -5,7 +5,7 @@
 #   benchmarks/on_gpu.sh OUT FRAMES WEIGHTS GROUP...
 #
 # OUT      folder for results, FRAMES folder of 1080p JPEG files with people in them,
-# WEIGHTS  yolo11n-pose.pt, GROUP one or more of: tests engine streams memory video optimizer
+# WEIGHTS  yolo11n-pose.pt, GROUP one or more of: tests engine streams most memory video optimizer
 #
 # Uses $PYTHON (python3) and whatever is importable there; nothing is installed.
 set -uo pipefail
@@ -30,20 +30,23 @@ measure() { # name, most seconds, command...
 
 tests() {
   # The machine may have other versions than the lock, so warnings are only shown.
-  measure tests 240 "$python" -m pytest -q -m gpu -p no:cacheprovider -p no:randomly \
+  measure tests 180 "$python" -m pytest -q -m gpu -p no:cacheprovider -p no:randomly \
     -o addopts=--import-mode=importlib -o filterwarnings=default \
     projects/shared_utils/tests/test_gpu.py projects/pose_analyzer/tests/test_gpu_detectors.py \
     projects/pose_analyzer/tests/test_gpu_pipeline_cuda.py
 }
 
 engine() {
-  measure engine 330 "$python" benchmarks/engine_throughput.py --frames "$frames" \
-    --weights "$weights" --seconds 2 --out "$out/engine.json" --report "$out/engine.md"
+  measure engine 240 "$python" benchmarks/engine_throughput.py --frames "$frames" \
+    --weights "$weights" --seconds 1.5 --out "$out/engine.json" --report "$out/engine.md"
 }
 
 streams() {
-  measure streams 260 "$python" benchmarks/bench_streams.py --frames "$frames" \
-    --streams 1 4 16 64 --fps 30 --seconds 15 --no-ultralytics --report "$out/streams.md"
+  measure streams 220 "$python" benchmarks/bench_streams.py --frames "$frames" \
+    --streams 1 4 16 64 --fps 30 --seconds 15 --warm-up 5 --no-ultralytics --report "$out/streams.md"
+}
+
+most() {
   measure most_streams 240 "$python" benchmarks/bench_streams.py --frames "$frames" \
     --streams 80 --fps 30 --seconds 10 --find-max --no-ultralytics --report "$out/most_streams.md"
 }
@@ -59,7 +62,7 @@ video() {
 }
 
 optimizer() {
-  measure prediction 420 "$python" benchmarks/prediction_accuracy.py \
+  measure prediction 520 "$python" benchmarks/prediction_accuracy.py \
     --measure "$out/prediction.json"
   measure tracer 180 "$python" benchmarks/tracer_overhead.py --out "$out/tracer.json"
   measure fragmentation 180 "$python" benchmarks/fragmentation.py --record "$out/fragmentation.json"
@@ -67,7 +70,7 @@ optimizer() {
 
 for group in "$@"; do
   case $group in
-  tests | engine | streams | memory | video | optimizer) "$group" ;;
+  tests | engine | streams | most | memory | video | optimizer) "$group" ;;
   *)
     echo "unknown group $group" >&2
     exit 2

@@ -93,7 +93,10 @@ def jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 
 
 def assert_same_people(
-    found: Sequence[FrameOutcome], expected: Sequence[Sequence[Pose]], within_px: float
+    found: Sequence[FrameOutcome],
+    expected: Sequence[Sequence[Pose]],
+    within_px: float,
+    quantile: float = 1.0,
 ) -> None:
     """Compare what a network is sure of; weak people and hidden keypoints jump with rounding."""
     assert any(poses and poses[0].score > 0.5 for poses in expected)
@@ -106,7 +109,7 @@ def assert_same_people(
             other = outcome.poses[int(away.argmin())]
             seen = pose.confidences > 0.5
             difference = np.abs(other.keypoints_px[seen] - pose.keypoints_px[seen])
-            assert difference.max(initial=0) <= within_px
+            assert np.quantile(difference, quantile, method="higher") <= within_px
             assert abs(other.score - pose.score) < 0.03
 
 
@@ -131,8 +134,9 @@ def test_jpegs_decoded_on_the_gpu_show_the_same_people(open_pipeline, people, we
     files = [jpeg(image) for image in people]
     images = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in files]
     detector = YOLOPoseDetector(TorchBackend(weights, tmp_path), confidence=0.25)
-    # nvJPEG and libjpeg-turbo round colours differently.
-    assert_same_people(submitted(open_pipeline(FP32), files), detector.detect(images), 6.0)
+    # nvJPEG and libjpeg-turbo round colours differently, and an ankle in the dark may jump by it.
+    found = submitted(open_pipeline(FP32), files)
+    assert_same_people(found, detector.detect(images), 3.0, quantile=0.9)
 
 
 @pytest.mark.parametrize("n_frames", [*BUCKETS, 3, 33])

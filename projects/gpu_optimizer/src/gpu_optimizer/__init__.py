@@ -1,0 +1,1 @@
+"""Where a model's GPU memory goes, before and after running it."""
