@@ -62,7 +62,7 @@ video() {
 }
 
 optimizer() {
-  measure prediction 520 "$python" benchmarks/prediction_accuracy.py \
+  measure prediction 420 "$python" benchmarks/prediction_accuracy.py \
     --measure "$out/prediction.json"
   measure tracer 180 "$python" benchmarks/tracer_overhead.py --out "$out/tracer.json"
   measure fragmentation 180 "$python" benchmarks/fragmentation.py --record "$out/fragmentation.json"

@@ -115,8 +115,10 @@ def _teleported(state: SessionState, pose: Pose, time_s: float) -> bool:
     if np.count_nonzero(usable) < N_KEYPOINTS // 3:
         return False
     moved = (pose.keypoints_px - state.filter.position_px)[usable]
-    jump_px = float(np.median(np.hypot(moved[:, 0], moved[:, 1])))
-    return jump_px > _TELEPORT_RATIO * state.filter.body_size_px
+    jumps_px = np.sort(np.hypot(moved[:, 0], moved[:, 1]))
+    # The median; `np.median` takes ten times as long for so few numbers.
+    jump_px = (jumps_px[(len(jumps_px) - 1) // 2] + jumps_px[len(jumps_px) // 2]) / 2.0
+    return bool(jump_px > _TELEPORT_RATIO * state.filter.body_size_px)
 
 
 def _start_over(config: SessionConfig, state: SessionState) -> SessionState:

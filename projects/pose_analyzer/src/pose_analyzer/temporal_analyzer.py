@@ -190,17 +190,23 @@ def _observe(
     observations = (*state.observations, observation)
     if time_s - trace[0][0] > _TRACE_S:
         trace, observations = trace[1:], observations[1:]
-    return replace(
-        state,
+    # `dataclasses.replace` would take five times as long, for each frame and each exercise.
+    return CounterState(
         time_s=time_s,
         since_s=time_s if math.isnan(state.since_s) else state.since_s,
         seen_s=time_s,
         progress=progress,
         speed_per_s=speed,
+        zone=state.zone,
         here=here,
+        left_start_s=state.left_start_s,
+        left_full_s=state.left_full_s,
         trace=trace,
         observations=observations,
         evidence=accumulate(evidence, observation, progress, dt_s, here),
+        open=state.open,
+        repetitions=state.repetitions,
+        n_rejected=state.n_rejected,
     )
 
 

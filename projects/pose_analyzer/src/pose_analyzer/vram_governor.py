@@ -35,9 +35,9 @@ class GovernorConfig:
     """Of the memory in use. From here on: pressure."""
     low_ratio: float = 0.70
     """Below it: calm. In between everything stays as it is."""
-    shed_after_s: float = 0.75
+    shed_after_s: float = 0.6
     """Pressure must last so long before the first stream is shed; until then batches shrink."""
-    shed_interval_s: float = 0.55
+    shed_interval_s: float = 0.45
     resume_after_s: float = 0.55
     """Calm must last so long before anything is given back."""
     resume_interval_s: float = 0.15
