@@ -11,6 +11,12 @@ from gpu_optimizer.attention_kernels import (
     backward_scratch_bytes,
     choose_kernel,
 )
+from gpu_optimizer.convolution_workspaces import (
+    ConvolutionCall,
+    forward_workspace_bytes,
+    values_gradient_workspace_bytes,
+    weight_gradient_workspace_bytes,
+)
 from gpu_optimizer.reduction_scratch import reduction_scratch_bytes
 
 HOPPER = CudaTarget()
@@ -86,3 +92,34 @@ def test_short_sums_and_many_outputs_need_no_buffer(shape, reduced):
 def test_a_sum_of_everything_needs_one_value_per_block():
     buffer = reduction_scratch_bytes((2**24,), (1,), {0}, HOPPER)
     assert 0 < buffer <= 4 * HOPPER.n_multiprocessors * 2048
+
+
+@pytest.mark.parametrize(
+    ("values", "weight", "output", "itemsize_bytes", "measured_mib"),
+    [
+        # Copies of both sides and the weight; the weight's gradient in 14 parts, or 8 MiB.
+        ((64, 64, 56, 56), (64, 64, 3, 3), (64, 64, 56, 56), 4, (98.14, 98.14, 100.11)),
+        ((64, 128, 56, 56), (128, 128, 3, 3), (64, 128, 28, 28), 4, (123.06, 123.06, 130.94)),
+        # A plain product copies nothing; its weight's gradient has a part per image.
+        ((64, 256, 56, 56), (128, 256, 1, 1), (64, 128, 56, 56), 2, (0, 0, 8)),
+        # 64 parts would be more than the copies.
+        ((64, 1024, 14, 14), (512, 1024, 1, 1), (64, 512, 14, 14), 4, (0, 0, 81.5)),
+        # An odd number of pixels.
+        ((64, 2048, 7, 7), (512, 2048, 1, 1), (64, 512, 7, 7), 4, (30.63, 30.63, 38.63)),
+        # Three channels are padded to eight in half precision; fp32 reads them as they are.
+        ((64, 3, 224, 224), (64, 3, 7, 7), (64, 64, 112, 112), 2, (147.05, 147.24, 152.89)),
+        ((64, 3, 64, 64), (64, 3, 3, 3), (64, 64, 64, 64), 4, (0, 0, 0)),
+    ],
+)
+def test_workspaces_of_convolutions_are_as_measured(
+    values, weight, output, itemsize_bytes, measured_mib
+):
+    call = ConvolutionCall(values, weight, output, itemsize_bytes)
+    rules = (
+        forward_workspace_bytes,
+        values_gradient_workspace_bytes,
+        weight_gradient_workspace_bytes,
+    )
+    found = [rule(call) / 2**20 for rule in rules]
+    assert found[:2] == pytest.approx(measured_mib[:2], abs=0.25)
+    assert found[2] == pytest.approx(measured_mib[2], rel=0.04)

@@ -46,6 +46,16 @@ def test_a_card_that_was_not_measured_gets_a_wider_bound():
     assert any("not measured" in line for line in estimated.assumptions)
 
 
+def test_a_process_that_trains_takes_more_beside_the_allocator():
+    beside = [
+        each.total_bytes - each.reserved_peak_bytes
+        for each in (predict(SMALL), predict(replace(SMALL, mode=Mode.INFER)))
+    ]
+    card = device_constants("H200")
+    assert beside == [card.context_bytes, card.inference_context_bytes]
+    assert beside[0] > beside[1]
+
+
 def test_a_prediction_says_what_the_peak_consists_of():
     prediction = predict(SMALL, "RTX 4060", AllocatorConfig(expandable_segments=True))
     assert sum(prediction.by_category_bytes.values()) == prediction.allocated_peak_bytes

@@ -9,6 +9,12 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from gpu_optimizer.attention_kernels import AttentionKernel, CudaTarget, backward_scratch_bytes
+from gpu_optimizer.convolution_workspaces import (
+    ConvolutionCall,
+    forward_workspace_bytes,
+    values_gradient_workspace_bytes,
+    weight_gradient_workspace_bytes,
+)
 from gpu_optimizer.cuda_semantics import attention_call
 from gpu_optimizer.reduction_scratch import reduction_scratch_bytes
 
@@ -67,42 +73,59 @@ class Workspaces:
         self._taken.update((name, backward) for name, _ in new)
         return [size for _, size in new]
 
-    def scratch_bytes(self, op: OpOverload, args: tuple[Any, ...], out: object) -> tuple[int, ...]:
-        """Allocations an operation makes and frees before it returns, beside its results."""
+    def scratch_bytes(
+        self, op: OpOverload, args: tuple[Any, ...], out: object
+    ) -> list[tuple[int, ...]]:
+        """Allocations an operation makes and frees before it returns, beside its results.
+
+        Each entry is freed before the next one is made.
+        """
         if op in _REDUCTIONS:
-            return self._reduction(args[0], _dimensions(args))
+            return [self._reduction(args[0], _dimensions(args))]
         if op is _CONVOLUTION and isinstance(out, Tensor):
-            return self._layout_copies(args[0], out, n_groups=args[8])
+            call = self._convolution(args[0], args[1], out, args)
+            return [] if call is None else [_some(forward_workspace_bytes(call))]
         if op is _CONVOLUTION_BACKWARD:
-            grad, values, n_groups, wants_bias = args[0], args[1], args[9], args[10][2]
-            # The bias's gradient: all but the channels are summed up.
-            beside_channels = frozenset({0, *range(2, grad.dim())})
-            bias = self._reduction(grad, beside_channels) if wants_bias else ()
-            return (*bias, *self._layout_copies(values, grad, n_groups=n_groups))
+            return self._convolution_backward(args)
         kernel = _ATTENTION_BACKWARD.get(op)
         if kernel is None:
-            return ()
+            return []
         query, key, value = args[1:4]
-        call = attention_call(query, key, value, None, 0.0, causal=False)
-        return backward_scratch_bytes(kernel, call)
+        attention = attention_call(query, key, value, None, 0.0, causal=False)
+        return [backward_scratch_bytes(kernel, attention)]
 
-    def _layout_copies(self, wide: Tensor, deep: Tensor, *, n_groups: int) -> tuple[int, ...]:
-        """Workspace of a convolution whose tensors are channels first.
+    def _convolution_backward(self, args: tuple[Any, ...]) -> list[tuple[int, ...]]:
+        grad, values, weight, (wants_values, wants_weight, wants_bias) = (*args[:3], args[10])
+        call = self._convolution(values, weight, grad, args[1:])
+        scratch = []
+        if call is not None and wants_values:
+            scratch.append(_some(values_gradient_workspace_bytes(call)))
+        if call is not None and wants_weight:
+            scratch.append(_some(weight_gradient_workspace_bytes(call)))
+        if wants_bias:
+            # The bias's gradient: all but the channels are summed up.
+            scratch.append(self._reduction(grad, frozenset({0, *range(2, grad.dim())})))
+        return scratch
 
-        cuDNN's tensor-core kernels want channels last; it copies both sides of the convolution
-        into its workspace and back (`nchwToNhwcKernel` in profiles). Not published: chosen among
-        four models because it explains a checkpointed ResNet50 in fp32 (TF32, which is on by
-        default for convolutions) and bfloat16; see docs/reports/prediction_accuracy.md.
-        """
-        last = torch.channels_last
-        is_first = wide.dim() == 4 and not wide.is_contiguous(memory_format=last)
-        if n_groups > 1 or not is_first or self.target.compute_capability < (8, 0):
-            return ()
-        return (wide.numel() * wide.element_size() + deep.numel() * deep.element_size(),)
+    def _convolution(
+        self, values: Tensor, weight: Tensor, output: Tensor, args: tuple[Any, ...]
+    ) -> ConvolutionCall | None:
+        """Describe a convolution that cuDNN takes workspace for; None: none is known of."""
+        transposed, _, n_groups = args[6:9]
+        first = values.dim() == 4 and not values.is_contiguous(memory_format=torch.channels_last)
+        if n_groups > 1 or transposed or not first or self.target.compute_capability < (8, 0):
+            return None
+        return ConvolutionCall(
+            tuple(values.shape), tuple(weight.shape), tuple(output.shape), values.element_size()
+        )
 
     def _reduction(self, values: Tensor, reduced: frozenset[int]) -> tuple[int, ...]:
         size_bytes = reduction_scratch_bytes(values.shape, values.stride(), reduced, self.target)
-        return (size_bytes,) if size_bytes else ()
+        return _some(size_bytes)
+
+
+def _some(size_bytes: int) -> tuple[int, ...]:
+    return (size_bytes,) if size_bytes else ()
 
 
 def _dimensions(args: tuple[Any, ...]) -> frozenset[int]:

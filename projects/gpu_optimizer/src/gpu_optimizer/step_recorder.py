@@ -36,15 +36,16 @@ from gpu_optimizer.cuda_workspaces import Workspaces, forward_flops, tensors_in
 from gpu_optimizer.family import Family
 from gpu_optimizer.layer_tables import layer_tree
 from gpu_optimizer.recordings import Recording
-from gpu_optimizer.types import Category, Mode, Phase
+from gpu_optimizer.types import Category, Phase
 from gpu_optimizer.workload_steps import Step, build_step
 from gpu_optimizer.workloads import Workload
 
 _LIFT = torch.ops.aten.lift_fresh.default
 _READ_VALUE = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001
 _NO_BACKWARD = -1
-# In the first step the optimizer has no state yet; from the second on they are all alike.
-_N_TRAINING_STEPS = 2
+# In the first step the optimizer has no state and libraries have no workspaces yet; from the second
+# on they are all alike.
+_N_STEPS = 2
 # Of a generation the first and the last tokens are run, the cache between them grows at once.
 _N_NEW_TOKENS = 6
 
@@ -75,7 +76,7 @@ def record_step(
         skipped = max(workload.n_new_tokens - _N_NEW_TOKENS, 0)
         with _ReadableValues():
             step = build_step(workload, torch.device("cpu"), family, n_skipped_tokens=skipped)
-        recorder.run(step, 1 if workload.mode is Mode.INFER else _N_TRAINING_STEPS)
+        recorder.run(step, _N_STEPS)
         return recorder.recording(step.model)
 
 
@@ -214,9 +215,9 @@ class _Recorder(TorchDispatchMode):
             self._log.ignore(tensors_in(out))
         else:
             self._log.see(tensors_in(out))
-        scratch = self._workspaces.scratch_bytes(func, args, out)
-        for block in [self._log.allocate(size_bytes) for size_bytes in scratch]:
-            self._log.free(block)
+        for scratch in self._workspaces.scratch_bytes(func, args, out):
+            for block in [self._log.allocate(size_bytes) for size_bytes in scratch]:
+                self._log.free(block)
         if self._log.place.phase is Phase.FORWARD and self._n_steps == 0:
             self._flops[self._log.place.module] += forward_flops(func, args, kwargs, out)
         return out
