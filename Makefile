@@ -110,7 +110,7 @@ download-models: install ## Fetch and check the pose models (MODELS="NAME ...", 
 
 .PHONY: lock
 lock: install ## Pin every wheel again (UPGRADE=1 takes newer versions)
-	$(COMPILE) --extra yolo --extra video --excludes config/locks/excludes.txt \
+	$(COMPILE) --extra yolo --extra video --extra quantize --extra lightning --extra tracking --excludes config/locks/excludes.txt \
 		projects/*/pyproject.toml config/locks/workspace.in -o config/locks/workspace.txt
 	$(COMPILE) -c config/locks/workspace.txt --excludes config/locks/excludes.txt \
 		projects/shared_utils/pyproject.toml projects/pose_analyzer/pyproject.toml \

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from fragmentation_workloads import WORKLOADS
 
-from gpu_optimizer.allocator_config import MIB, AllocatorConfig
+from gpu_optimizer.allocator.config import MIB, AllocatorConfig
 from gpu_optimizer.allocator_replay import ReplayOptions, replay
 from gpu_optimizer.types import MemoryTimeline
 

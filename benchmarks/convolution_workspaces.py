@@ -4,7 +4,7 @@
 
 Every distinct convolution of a few models runs forward and backward on this machine's GPU, as
 PyTorch calls cuDNN without `torch.backends.cudnn.benchmark`; the allocator's history tells what was
-allocated. Results are data for the rules of `gpu_optimizer.cuda_workspaces`.
+allocated. Results are data for the rules of `gpu_optimizer.kernels.workspaces`.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.builder import build_step
 from gpu_optimizer.types import Mode
-from gpu_optimizer.workload_steps import build_step
-from gpu_optimizer.workloads import Workload
 
 # Family, batch and types: shapes of cases that are not held out.
 MODELS = (

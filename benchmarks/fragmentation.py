@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from fragmentation_workloads import WORKLOADS, Workload
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.allocator_replay import ReplayOptions, replay
-from gpu_optimizer.fragmentation_remedies import Case, RemedyKind
 from gpu_optimizer.fragmentation_solver import Solution, Trial, least_device_bytes, solve
-from gpu_optimizer.segment_map import draw_segment_map
+from gpu_optimizer.remedies.fragmentation import Case, RemedyKind
+from gpu_optimizer.reports.segment_map import draw_segment_map
 
 GIB = 1 << 30
 GOAL_RATIO = 0.10

@@ -22,10 +22,10 @@ from fragmentation_workloads import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.allocator_replay import replay
 from gpu_optimizer.fragmentation_solver import LiveUse, apply_settings, measure_live
-from gpu_optimizer.snapshot_files import from_structure
+from gpu_optimizer.snapshots.files import from_structure
 
 MAX_HISTORY_ENTRIES = 10_000_000
 SETTINGS = (

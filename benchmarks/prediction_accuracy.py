@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from gpu_optimizer.memory_predictor import predict
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.builder import build_step
 from gpu_optimizer.types import Mode
-from gpu_optimizer.workload_steps import build_step
-from gpu_optimizer.workloads import Workload
 from shared_utils.gpu import read_gpus
 
 MIB = 2**20
@@ -264,7 +264,7 @@ two:
 - the buffer in which thread blocks of a sum meet, as for bias gradients (`Reduce.cuh`): 24 MiB in
   BERT-base, 74 MiB in ViT-B;
 - blocks of the caching allocator that are not split count in full (the replay);
-- convolutions: cuDNN publishes no sizes of workspaces. The rules in `convolution_workspaces.py`
+- convolutions: cuDNN publishes no sizes of workspaces. The rules in `kernels/convolutions.py`
   were read off 343 single convolutions measured on the same card
   (`benchmarks/convolution_workspaces.py`, `benchmarks/data/convolution_workspaces_h200.json`), of
   models and batches that are not held out;

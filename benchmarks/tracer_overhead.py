@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from gpu_optimizer.layer_times import time_layers, with_times
-from gpu_optimizer.layer_views import own_layers
+from gpu_optimizer.layers.times import time_layers, with_times
+from gpu_optimizer.layers.views import own_layers
 from gpu_optimizer.memory_tracer import MemoryTracer, TraceMode
-from gpu_optimizer.step_recorder import record_step
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.builder import Step, build_step
+from gpu_optimizer.steps.recorder import record_step
 from gpu_optimizer.types import LayerMemory, Mode
-from gpu_optimizer.workload_steps import Step, build_step
-from gpu_optimizer.workloads import Workload
 
 MIB = 1 << 20
 OVERHEAD_GOAL_RATIO = 0.01
@@ -70,6 +70,7 @@ TABLES = (
     Workload("vit_b_16", batch_size=64),
     Workload("bert-base", batch_size=32, n_tokens=128),
     Workload("llama-7b", mode=Mode.INFER, n_tokens=2048, dtype="bf16"),
+    Workload("llama-7b", batch_size=1, n_tokens=512, dtype="bf16", optimizer="adamw"),
 )
 
 

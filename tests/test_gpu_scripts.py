@@ -6,8 +6,8 @@ import detect_gpu
 import gpu_constraint_profiler
 import pytest
 
-from gpu_optimizer import machine_detection
-from gpu_optimizer.machines import default_machines_file, load_machines
+from gpu_optimizer.machines import detection
+from gpu_optimizer.machines.registry import default_machines_file, load_machines
 from gpu_optimizer.types import LayerMemory
 from shared_utils.gpu import GpuReader, GpuSnapshot
 
@@ -21,7 +21,7 @@ def gpu(monkeypatch):
     def put(snapshot: GpuSnapshot | None, cuda: str | None, *, usable: bool) -> None:
         monkeypatch.setattr(GpuReader, "read", lambda _: snapshot)
         facts = (cuda, usable, None)
-        monkeypatch.setattr(machine_detection, "_torch_facts", lambda: facts)
+        monkeypatch.setattr(detection, "_torch_facts", lambda: facts)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     return put
@@ -55,7 +55,7 @@ def test_a_known_card_is_recognised(gpu, tmp_path, capsys, usable, device):
 def test_a_hidden_gpu_is_none(gpu, monkeypatch):
     gpu(GpuSnapshot(0, "NVIDIA H200", 143771 * MIB, 0, "570.1"), "12.8", usable=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    host = machine_detection.detect_host(load_machines(default_machines_file()))
+    host = detection.detect_host(load_machines(default_machines_file()))
     assert (host.gpu, host.device) == (None, "cpu")
 
 

@@ -47,7 +47,7 @@ def read_lock(name: str) -> list[Pin]:
     return pins
 
 
-LOCKED_EXTRAS = ("yolo", "video")
+LOCKED_EXTRAS = ("yolo", "video", "quantize", "lightning", "tracking")
 
 
 def declared() -> dict[str, list[Requirement]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpu_optimizer.allocator_history import AllocatorCounts, DeviceUse
+from gpu_optimizer.snapshots.history import AllocatorCounts, DeviceUse
 
 MIB = 1 << 20
 

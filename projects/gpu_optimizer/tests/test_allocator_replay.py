@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_optimizer.allocator_config import AllocatorConfig, InvalidAllocatorSettingError
+from gpu_optimizer.allocator.config import AllocatorConfig, InvalidAllocatorSettingError
+from gpu_optimizer.allocator.segments import BlockState, Pool
 from gpu_optimizer.allocator_replay import ReplayOptions, ReplayResult, replay
-from gpu_optimizer.segments import BlockState, Pool
 
 from .timelines import MIB, Run, allocations, runs, timeline
 

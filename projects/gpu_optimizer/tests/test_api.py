@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from gpu_optimizer.api.main import PROBLEMS, create_app
-from gpu_optimizer.job_store import JobState
+from gpu_optimizer.jobs.store import JobState
 from gpu_optimizer.profiling_worker import JobLimits, WorkerConfig
 from gpu_optimizer.settings import Settings
 

@@ -14,17 +14,18 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from gpu_optimizer.cli import app, devices, runs
-from gpu_optimizer.cli.exits import ExitCode, exit_code
+from gpu_optimizer.cli.exits import Commands
 from gpu_optimizer.errors import BusyError, InvalidModelError, NoGpuError
-from gpu_optimizer.fitting import largest_batch
-from gpu_optimizer.fragmentation_remedies import RemedyKind
-from gpu_optimizer.gpus import gpu_machine
-from gpu_optimizer.layer_treemap import draw_treemap
-from gpu_optimizer.layer_views import merge_alike, own_layers, tensor_layers
-from gpu_optimizer.machine_detection import recognise
-from gpu_optimizer.machines import default_machines_file, load_machines
-from gpu_optimizer.snapshot_export import to_snapshot, write_snapshot
+from gpu_optimizer.layers.views import merge_alike, own_layers, tensor_layers
+from gpu_optimizer.machines.detection import recognise
+from gpu_optimizer.machines.gpus import gpu_machine
+from gpu_optimizer.machines.registry import default_machines_file, load_machines
+from gpu_optimizer.remedies.fragmentation import RemedyKind
+from gpu_optimizer.reports.treemap import draw_treemap
+from gpu_optimizer.runs.fitting import largest_batch
+from gpu_optimizer.snapshots.export import to_snapshot, write_snapshot
 from gpu_optimizer.types import LayerMemory
+from shared_utils.exits import ExitCode
 from shared_utils.gpu import GpuActivity, GpuProcess, GpuSnapshot
 
 from .timelines import MIB, timeline
@@ -260,9 +261,9 @@ def test_tracing_without_a_gpu_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_exit_codes_follow_the_error_table():
-    assert exit_code(InvalidModelError("x", "y")) is ExitCode.UNUSABLE
-    assert exit_code(NoGpuError("x")) is ExitCode.FAILED
-    assert exit_code(BusyError(1)) is ExitCode.FAILED
+    assert Commands.exit_code(InvalidModelError("x", "y")) is ExitCode.UNUSABLE
+    assert Commands.exit_code(NoGpuError("x")) is ExitCode.FAILED
+    assert Commands.exit_code(BusyError(1)) is ExitCode.FAILED
 
 
 def test_the_command_starts_without_pytorch():

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_optimizer import price_catalogue
-from gpu_optimizer.cost_model import (
-    GpuPrice,
-    cheapest_that_fits,
-    cost,
-    dump_prices,
-    load_prices,
-    offers_that_fit,
-)
-from gpu_optimizer.gpus import find_gpu
-from gpu_optimizer.price_catalogue import PricesUnavailableError, refresh_prices
+from gpu_optimizer.cost_model import cheapest_that_fits, cost, offers_that_fit
+from gpu_optimizer.machines import price_catalogue
+from gpu_optimizer.machines.gpus import find_gpu
+from gpu_optimizer.machines.price_catalogue import PricesUnavailableError, refresh_prices
+from gpu_optimizer.machines.prices import GpuPrice, dump_prices, load_prices
 
 PRICES = load_prices()
 T4 = next(price for price in PRICES if price.instance == "g4dn.xlarge")

@@ -5,11 +5,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given, settings
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
+from gpu_optimizer.allocator.segments import BlockState, Owner, Pool, Segment, SegmentBlock
 from gpu_optimizer.allocator_replay import ReplayOptions, replay
 from gpu_optimizer.cuda_analyzer import Measure, analyze
-from gpu_optimizer.segment_map import draw_segment_map
-from gpu_optimizer.segments import BlockState, Owner, Pool, Segment, SegmentBlock
+from gpu_optimizer.reports.segment_map import draw_segment_map
 from gpu_optimizer.types import Category, Phase
 
 from .timelines import MIB, Run, labelled, runs, timeline

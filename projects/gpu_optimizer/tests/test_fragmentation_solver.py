@@ -7,16 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from gpu_optimizer.allocator_config import AllocatorConfig, InvalidAllocatorSettingError
+from gpu_optimizer.allocator.config import AllocatorConfig, InvalidAllocatorSettingError
 from gpu_optimizer.allocator_replay import ReplayOptions, replay
 from gpu_optimizer.errors import NoGpuError
-from gpu_optimizer.fragmentation_remedies import Case, RemedyKind, remedies
 from gpu_optimizer.fragmentation_solver import (
     apply_settings,
     least_device_bytes,
     measure_live,
     solve,
 )
+from gpu_optimizer.remedies.fragmentation import Case, RemedyKind, remedies
 from gpu_optimizer.types import MemoryTimeline
 
 from .timelines import MIB, Run, labelled, runs, timeline
@@ -167,7 +167,7 @@ def test_measuring_needs_a_gpu() -> None:
 def test_replay_agrees_with_the_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
-    from gpu_optimizer.snapshot_files import from_structure
+    from gpu_optimizer.snapshots.files import from_structure
 
     def workload() -> None:
         for step in range(8):

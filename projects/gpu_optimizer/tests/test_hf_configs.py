@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_optimizer.errors import InvalidModelError
-from gpu_optimizer.hf_configs import parse_hf_config
-from gpu_optimizer.hf_families import FAMILIES
-from gpu_optimizer.hf_models import build_hf_model
+from gpu_optimizer.model_files.hf_configs import parse_hf_config
+from gpu_optimizer.model_files.hf_families import FAMILIES
+from gpu_optimizer.models.hugging_face import build_hf_model
 
 SMALL = {
     "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

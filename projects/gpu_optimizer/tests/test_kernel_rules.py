@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from gpu_optimizer.attention_kernels import (
+from gpu_optimizer.kernels.attention import (
     AttentionCall,
     AttentionKernel,
     CudaTarget,
     backward_scratch_bytes,
     choose_kernel,
 )
-from gpu_optimizer.convolution_workspaces import (
+from gpu_optimizer.kernels.convolutions import (
     ConvolutionCall,
     forward_workspace_bytes,
     values_gradient_workspace_bytes,
     weight_gradient_workspace_bytes,
 )
-from gpu_optimizer.reduction_scratch import reduction_scratch_bytes
+from gpu_optimizer.kernels.reductions import reduction_scratch_bytes
 
 HOPPER = CudaTarget()
 OLD_CUDNN = CudaTarget(cudnn_version=91002)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gpu_optimizer.errors import UnknownNameError
-from gpu_optimizer.gpus import find_gpu, gpu_machine, known_gpus
-from gpu_optimizer.machines import (
+from gpu_optimizer.machines.gpus import find_gpu, gpu_machine, known_gpus
+from gpu_optimizer.machines.registry import (
     InvalidMachineFileError,
     default_machines_file,
     find_machine,

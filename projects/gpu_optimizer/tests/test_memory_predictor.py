@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.errors import UnknownNameError
 from gpu_optimizer.memory_predictor import Fit, calibration, device_constants, fits, predict
-from gpu_optimizer.model_families import FAMILIES
+from gpu_optimizer.models.registered import FAMILIES
+from gpu_optimizer.models.unet import UNet
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.builder import build_step
 from gpu_optimizer.types import Category, Machine, Mode, Prediction
-from gpu_optimizer.unet import UNet
-from gpu_optimizer.workload_steps import build_step
-from gpu_optimizer.workloads import Workload
 
 GIB = 2**30
 SMALL = Workload("unet", Mode.TRAIN, batch_size=2, image_size_px=16)

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from gpu_optimizer.errors import InvalidModelError, NoGpuError, UnknownNameError
-from gpu_optimizer.layer_times import sum_up, with_times
-from gpu_optimizer.layer_views import own_layers
+from gpu_optimizer.layers.module_spans import Span
+from gpu_optimizer.layers.times import sum_up, with_times
+from gpu_optimizer.layers.views import own_layers
 from gpu_optimizer.memory_profiler import How, profile
-from gpu_optimizer.module_spans import Span
-from gpu_optimizer.profile_tables import flat_table, tree_table
+from gpu_optimizer.reports.layer_tables import flat_table, tree_table
 from gpu_optimizer.types import Mode, Phase
 
 
@@ -118,10 +118,9 @@ def test_models_of_torchvision():
 def test_tables():
     result = profile(Tied(), TOKENS)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(tree_table(result))
-    console.print(flat_table(result))
+    console.print(tree_table(result.layers))
+    console.print(flat_table(result.layers))
     text = console.export_text()
-    assert "Memory by layer, MiB, estimated" in text
     assert "mix.0" in text
     assert "GELU" in text
 
@@ -151,6 +150,7 @@ def test_times_are_those_between_marks():
     timed = with_times(layers, own_s)
     assert timed.time_s == 15.0
     assert [child.time_s for child in timed.children] == [7.0, 7.0]
+    assert [row.time_s for row in own_layers(timed)] == [1.0, 7.0, 7.0]
 
 
 @pytest.mark.gpu

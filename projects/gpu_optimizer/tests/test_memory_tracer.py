@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gpu_optimizer.errors import NoGpuError
+from gpu_optimizer.layers.module_spans import ModuleSpans, Span
 from gpu_optimizer.memory_tracer import MemoryTracer, TraceMode
-from gpu_optimizer.module_spans import ModuleSpans, Span
-from gpu_optimizer.snapshot_files import read_snapshot
+from gpu_optimizer.snapshots.files import read_snapshot
 from gpu_optimizer.types import CATEGORIES, PHASES, Category, Phase
 
 from .recorded_allocator import MIB, RecordedAllocator

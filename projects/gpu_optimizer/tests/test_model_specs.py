@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gpu_optimizer.errors import InvalidModelError, UnknownNameError
-from gpu_optimizer.exported_programs import ExportedGraph
-from gpu_optimizer.hf_configs import HfModel
+from gpu_optimizer.model_files.exported_programs import ExportedGraph
+from gpu_optimizer.model_files.hf_configs import HfModel
+from gpu_optimizer.model_files.tensor_tables import TensorRole, TensorTable, bytes_by_module
 from gpu_optimizer.model_specs import RegisteredModel, read_model_file, registered_model
-from gpu_optimizer.tensor_tables import TensorRole, TensorTable, bytes_by_module
 
 
 def archive(**entries: bytes) -> bytes:

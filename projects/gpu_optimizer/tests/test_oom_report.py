@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gpu_optimizer.errors import NoGpuError
-from gpu_optimizer.oom_fixes import FixKind, Situation, rank_fixes, repeated_blocks
 from gpu_optimizer.oom_report import oom_report
+from gpu_optimizer.remedies.out_of_memory import FixKind, Situation, rank_fixes, repeated_blocks
 from gpu_optimizer.types import Category, LayerMemory, Phase
 
 from .recorded_allocator import MIB, RecordedAllocator

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gpu_optimizer.cli import app
 from gpu_optimizer.memory_tracer import MemoryTracer
-from gpu_optimizer.script_tracer import FirstModelTracer, run_script
+from gpu_optimizer.runs.scripts import FirstModelTracer, run_script
 
 from .recorded_allocator import RecordedAllocator
 

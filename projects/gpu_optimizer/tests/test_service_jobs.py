@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 
 from gpu_optimizer.api.main import create_app
-from gpu_optimizer.model_families import FAMILIES
-from gpu_optimizer.registered_models import REGISTERED_NAMES
+from gpu_optimizer.models.registered import FAMILIES
+from gpu_optimizer.models.registered_names import REGISTERED_NAMES
 from gpu_optimizer.settings import Settings
 
 TINY_LLAMA = {

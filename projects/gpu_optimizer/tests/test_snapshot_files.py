@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.cuda import _memory_viz
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
+from gpu_optimizer.allocator.segments import BlockState
 from gpu_optimizer.allocator_replay import ReplayOptions, replay
-from gpu_optimizer.segments import BlockState
-from gpu_optimizer.snapshot_export import to_snapshot, write_snapshot
-from gpu_optimizer.snapshot_files import (
+from gpu_optimizer.snapshots.export import to_snapshot, write_snapshot
+from gpu_optimizer.snapshots.files import (
     RecordedOom,
     from_structure,
     parse_snapshot,
     read_snapshot,
 )
-from gpu_optimizer.snapshot_pickle import (
+from gpu_optimizer.snapshots.plain_pickle import (
     InvalidSnapshotError,
     SnapshotLimits,
     read_plain_pickle,

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gpu_optimizer.attention_kernels import CudaTarget
-from gpu_optimizer.cuda_semantics import cuda_semantics
-from gpu_optimizer.family import Family
+from gpu_optimizer.kernels.attention import CudaTarget
+from gpu_optimizer.kernels.semantics import cuda_semantics
 from gpu_optimizer.memory_predictor import device_constants, predict_from
-from gpu_optimizer.model_families import FAMILIES
-from gpu_optimizer.step_recorder import record_step
+from gpu_optimizer.models.family import Family
+from gpu_optimizer.models.registered import FAMILIES
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.recorder import record_step
 from gpu_optimizer.types import CATEGORIES, PHASES, Category, Mode, Phase
-from gpu_optimizer.workloads import Workload
 
 ADA = CudaTarget((8, 9))
 CUBLAS_BYTES = (4096 * 2 + 16 * 8) * 1024
@@ -173,7 +173,7 @@ def test_real_tensors_keep_the_rules_of_the_cpu():
 
 
 def test_a_shortened_generation_has_the_peak_of_the_whole():
-    from gpu_optimizer import step_recorder
+    from gpu_optimizer.steps import recorder
 
     tiny = Family(
         name="tiny-llama",
@@ -186,7 +186,7 @@ def test_a_shortened_generation_has_the_peak_of_the_whole():
     workload = Workload("tiny", Mode.INFER, 2, n_tokens=16, dtype="bf16", n_new_tokens=24)
     shortened = record_step(workload, ADA, tiny).timeline
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_recorder, "_N_NEW_TOKENS", 24)
+        patch.setattr(recorder, "_N_NEW_TOKENS", 24)
         whole = record_step(workload, ADA, tiny).timeline
     assert len(shortened) < len(whole) / 2
     assert np.cumsum(shortened.size_bytes).max() == np.cumsum(whole.size_bytes).max()

@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from gpu_optimizer.allocator import CachingAllocator
-from gpu_optimizer.allocator_blocks import Block
-from gpu_optimizer.allocator_config import AllocatorConfig
-from gpu_optimizer.segments import BlockState, Owner, Pool, Segment, SegmentBlock
+from gpu_optimizer.allocator.blocks import Block
+from gpu_optimizer.allocator.config import AllocatorConfig
+from gpu_optimizer.allocator.segments import BlockState, Owner, Pool, Segment, SegmentBlock
+from gpu_optimizer.allocator.simulator import CachingAllocator
 from gpu_optimizer.types import CATEGORIES, PHASES, MemoryTimeline
 
 

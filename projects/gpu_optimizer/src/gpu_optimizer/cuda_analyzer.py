@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from gpu_optimizer.segments import BlockState, Pool, Segment, SegmentBlock
+from gpu_optimizer.allocator.segments import BlockState, Pool, Segment, SegmentBlock
 from gpu_optimizer.types import Category
 
 SPARSE_BELOW_RATIO: Final = 0.25

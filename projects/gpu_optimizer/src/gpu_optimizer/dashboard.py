@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gpu_optimizer.job_store import Job
+from gpu_optimizer.jobs.store import Job
 from shared_utils.gpu import GpuActivity
 
 ReadActivity = Callable[[], tuple[GpuActivity, ...]]

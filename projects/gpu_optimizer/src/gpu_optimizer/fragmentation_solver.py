@@ -7,10 +7,10 @@ process, `measure_live` says what a workload then really reserves.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gpu_optimizer.allocator_config import MIB, AllocatorConfig
+from gpu_optimizer.allocator.config import MIB, AllocatorConfig
 from gpu_optimizer.allocator_replay import ReplayOptions, ReplayResult, replay
 from gpu_optimizer.errors import NoGpuError
-from gpu_optimizer.fragmentation_remedies import Case, Remedy, RemedyKind, remedies
+from gpu_optimizer.remedies.fragmentation import Case, Remedy, RemedyKind, remedies
 from gpu_optimizer.types import MemoryTimeline
 
 _UNCHANGED = Remedy(

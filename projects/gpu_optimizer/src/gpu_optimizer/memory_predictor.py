@@ -12,11 +12,12 @@ from importlib import resources
 
 import numpy as np
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.allocator_replay import ReplayOptions, ReplayResult, replay
-from gpu_optimizer.attention_kernels import CudaTarget
 from gpu_optimizer.errors import UnknownNameError
-from gpu_optimizer.recordings import Recording
+from gpu_optimizer.kernels.attention import CudaTarget
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.steps.recordings import Recording
 from gpu_optimizer.types import (
     CATEGORIES,
     PHASES,
@@ -26,7 +27,6 @@ from gpu_optimizer.types import (
     Phase,
     Prediction,
 )
-from gpu_optimizer.workloads import Workload
 
 _MIB = 2**20
 
@@ -88,7 +88,7 @@ def predict(
         If the model cannot be run as asked.
     """
     constants = device_constants(gpu)
-    from gpu_optimizer.step_recorder import record_step  # noqa: PLC0415 -- imports PyTorch
+    from gpu_optimizer.steps.recorder import record_step  # noqa: PLC0415 -- imports PyTorch
 
     return predict_from(record_step(workload, constants.target), constants, allocator)
 

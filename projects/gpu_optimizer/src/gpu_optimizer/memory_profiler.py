@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from gpu_optimizer.errors import NoGpuError, UnknownNameError
-from gpu_optimizer.fake_models import fake_copy, fake_like
-from gpu_optimizer.family import Family
-from gpu_optimizer.layer_times import time_layers, with_times
+from gpu_optimizer.layers.times import time_layers, with_times
 from gpu_optimizer.memory_tracer import MemoryTracer, TraceMode, cuda_index
-from gpu_optimizer.step_recorder import record_step
+from gpu_optimizer.models.family import Family
+from gpu_optimizer.models.workloads import OPTIMIZERS, Workload
+from gpu_optimizer.steps.fakes import fake_copy, fake_like
+from gpu_optimizer.steps.recorder import record_step
 from gpu_optimizer.types import (
     CATEGORIES,
     PHASES,
@@ -33,7 +34,6 @@ from gpu_optimizer.types import (
     Mode,
     Phase,
 )
-from gpu_optimizer.workloads import OPTIMIZERS, Workload
 
 Loss = Callable[[Any], Tensor]
 ChoiceT = TypeVar("ChoiceT", bound=StrEnum)

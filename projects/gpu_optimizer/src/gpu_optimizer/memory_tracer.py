@@ -12,9 +12,6 @@ a Python call stack at each allocation and free (2 us and more each, and kilobyt
 until the trace ends): expect some ten percent on small steps.
 """
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,21 +23,22 @@ import torch
 from jaxtyping import Int64
 from torch import nn
 
-from gpu_optimizer.allocator_history import (
+from gpu_optimizer.allocator.segments import Segment
+from gpu_optimizer.layers.module_spans import ModuleSpans, Sighting
+from gpu_optimizer.layers.tables import layer_tree
+from gpu_optimizer.reports.timeline import PageFacts, write_timeline_html, write_timeline_json
+from gpu_optimizer.snapshots.export import write_snapshot
+from gpu_optimizer.snapshots.files import from_structure
+from gpu_optimizer.snapshots.history import (
     AllocatorCounts,
     AllocatorHistory,
     CudaHistory,
     DeviceUse,
 )
-from gpu_optimizer.history_labels import LabelledHistory, Spans, label_history
-from gpu_optimizer.layer_tables import layer_tree
-from gpu_optimizer.module_spans import ModuleSpans, Sighting
-from gpu_optimizer.segments import Segment
-from gpu_optimizer.snapshot_export import write_snapshot
-from gpu_optimizer.snapshot_files import from_structure
-from gpu_optimizer.snapshot_pickle import SnapshotLimits
-from gpu_optimizer.timeline_export import PageFacts, write_timeline_html, write_timeline_json
+from gpu_optimizer.snapshots.labels import LabelledHistory, Spans, label_history
+from gpu_optimizer.snapshots.plain_pickle import SnapshotLimits
 from gpu_optimizer.types import LayerMemory, MemoryTimeline
+from shared_utils.machine import no_garbage_collection
 
 _MAX_RECORDS = 1 << 40
 """A history of our own process is trusted."""
@@ -185,7 +183,7 @@ class MemoryTracer:
 
     def __enter__(self) -> "MemoryTracer":  # noqa: PYI034 -- the checker of shapes refuses Self
         self._device_before = self._history.device_use()
-        with _no_garbage_collection():
+        with no_garbage_collection():
             self._history.start(stacks=self._exact)
             self._before = self._history.counts()
         if self._optimizer is not None:
@@ -219,7 +217,7 @@ class MemoryTracer:
     def capture(self) -> Capture:
         """Read the record as it is at this moment; making sense of it can wait."""
         self.spans.see_model()
-        with _no_garbage_collection():
+        with no_garbage_collection():
             counts, content = self._history.counts(), self._history.snapshot()
         return Capture(
             content=content,
@@ -277,18 +275,6 @@ class MemoryTracer:
             missed_bytes=_missed_bytes(self._before, after, labelled),
             snapshot=content,
         )
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep tensors from being freed between two readings of the allocator."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def cuda_index(model: nn.Module) -> int | None:

@@ -9,12 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from gpu_optimizer.byte_sources import ByteSource
+from gpu_optimizer.bounded.byte_sources import ByteSource
 from gpu_optimizer.errors import InvalidModelError, UnknownNameError
-from gpu_optimizer.exported_programs import ExportedGraph, read_exported_program
-from gpu_optimizer.hf_configs import CONFIG_LIMITS, HfModel, parse_hf_config
-from gpu_optimizer.safetensors_headers import read_safetensors_header
-from gpu_optimizer.tensor_tables import TensorTable
+from gpu_optimizer.model_files.exported_programs import ExportedGraph, read_exported_program
+from gpu_optimizer.model_files.hf_configs import CONFIG_LIMITS, HfModel, parse_hf_config
+from gpu_optimizer.model_files.safetensors_headers import read_safetensors_header
+from gpu_optimizer.model_files.tensor_tables import TensorTable
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEAD_BYTES: Final = 512

@@ -9,12 +9,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from gpu_optimizer.allocator_history import AllocatorHistory, CudaHistory
+from gpu_optimizer.allocator.segments import BlockState
 from gpu_optimizer.cuda_analyzer import analyze
 from gpu_optimizer.memory_tracer import Capture, MemoryTrace, MemoryTracer, cuda_index
-from gpu_optimizer.oom_fixes import Fix, Situation, rank_fixes
-from gpu_optimizer.segments import BlockState
+from gpu_optimizer.remedies.out_of_memory import Fix, Situation, rank_fixes
+from gpu_optimizer.snapshots.history import AllocatorHistory, CudaHistory
 from gpu_optimizer.types import Category, Phase
+from shared_utils.units import format_bytes
 
 _MAX_ENTRIES: Final = 300_000
 """Events that are kept; of a longer run the last ones, and of older blocks what lies where."""
@@ -65,29 +66,33 @@ class OomReport:
     def text(self) -> str:
         """Explain in a few lines."""
         where = f"{self.module or 'code outside of the modules'}, {self.phase} phase"
-        lines = [f"Out of memory in {where}: {_size(self.requested_bytes)} more were asked for."]
+        lines = [
+            f"Out of memory in {where}: {format_bytes(self.requested_bytes)} more were asked for."
+        ]
         if self.device_bytes:
             lines.append(
-                f"The card has {_size(self.device_bytes)}, {_size(self.free_bytes)} free; PyTorch "
-                f"holds {_size(self.reserved_bytes)}, CUDA contexts and other processes "
-                f"{_size(self.outside_bytes)}."
+                f"The card has {format_bytes(self.device_bytes)}, "
+                f"{format_bytes(self.free_bytes)} free; PyTorch holds "
+                f"{format_bytes(self.reserved_bytes)}, CUDA contexts and other processes "
+                f"{format_bytes(self.outside_bytes)}."
             )
         lines.append(
-            f"PyTorch has {_size(self.unallocated_bytes)} reserved but not allocated, the largest "
-            f"piece {_size(self.largest_free_bytes)}."
+            f"PyTorch has {format_bytes(self.unallocated_bytes)} reserved but not allocated, "
+            f"the largest piece {format_bytes(self.largest_free_bytes)}."
         )
         held = [
-            f"{name.replace('_', ' ')} {_size(n)}" for name, n in self.by_category_bytes.items()
+            f"{name.replace('_', ' ')} {format_bytes(n)}"
+            for name, n in self.by_category_bytes.items()
         ]
         lines.append("Held: " + (", ".join(held) or "nothing") + ".")
         for holder in self.holders:
             name = holder.module or "outside of the modules"
             kind = holder.mostly.replace("_", " ")
-            lines.append(f"  {name}: {_size(holder.n_bytes)}, mostly {kind}")
+            lines.append(f"  {name}: {format_bytes(holder.n_bytes)}, mostly {kind}")
         lines.append("What helps (gains are upper bounds and do not add up):")
         for number, fix in enumerate(self.fixes[:_N_FIXES], start=1):
             verdict = "enough" if fix.enough else "not enough alone"
-            lines.append(f"  {number}. {fix.how}: up to {_size(fix.gain_bytes)}, {verdict}")
+            lines.append(f"  {number}. {fix.how}: up to {format_bytes(fix.gain_bytes)}, {verdict}")
         return "\n".join(lines)
 
 
@@ -262,9 +267,3 @@ def _is_full_precision(model: nn.Module) -> bool:
     first = next(model.parameters(), None)
     is_fp32 = first is not None and first.dtype == torch.float32
     return is_fp32 and not torch.is_autocast_enabled("cuda")
-
-
-def _size(n_bytes: int) -> str:
-    if n_bytes >= 1 << 30:
-        return f"{n_bytes / (1 << 30):,.2f} GiB"
-    return f"{n_bytes / (1 << 20):,.1f} MiB"

@@ -1,7 +1,10 @@
 """Facts about this machine, and how its C library is to treat this process."""
 
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 # glibc's malloc.h.
@@ -52,3 +55,15 @@ def trim_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(trim(0))
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Make frees depend on the program alone, not on when the collector happens to run."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -6,7 +6,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from gpu_optimizer.dashboard import PrometheusMetrics
-from gpu_optimizer.job_store import JobStore
+from gpu_optimizer.jobs.store import JobStore
 from gpu_optimizer.settings import Settings
 
 

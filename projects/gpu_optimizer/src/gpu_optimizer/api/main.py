@@ -22,7 +22,7 @@ from gpu_optimizer.errors import (
     UnknownJobError,
     UnknownNameError,
 )
-from gpu_optimizer.job_store import JobStore
+from gpu_optimizer.jobs.store import JobStore
 from gpu_optimizer.profiling_worker import JobLimits, JobRunner, WorkerConfig
 from gpu_optimizer.settings import Settings
 from shared_utils.body_limit import BodyLimit

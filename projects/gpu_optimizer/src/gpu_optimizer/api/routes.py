@@ -27,10 +27,10 @@ from gpu_optimizer.api.schemas import (
 )
 from gpu_optimizer.api.submissions import REQUEST_BODY, read_submission
 from gpu_optimizer.errors import JobFailedError
-from gpu_optimizer.gpus import known_gpus
-from gpu_optimizer.job_store import Job, JobStore
+from gpu_optimizer.jobs.store import Job, JobStore
+from gpu_optimizer.machines.gpus import known_gpus
+from gpu_optimizer.models.registered_names import REGISTERED_NAMES
 from gpu_optimizer.profiling_worker import FailureReason
-from gpu_optimizer.registered_models import REGISTERED_NAMES
 from shared_utils.gpu import read_activity
 from shared_utils.problems import documented_problems
 

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from gpu_optimizer.job_store import Job, JobState
+from gpu_optimizer.jobs.store import Job, JobState
+from gpu_optimizer.models.workloads import DTYPES, OPTIMIZERS
 from gpu_optimizer.types import Mode
-from gpu_optimizer.workloads import DTYPES, OPTIMIZERS
 from shared_utils.gpu import GpuActivity, GpuSnapshot
 
 Dtype = Literal["fp32", "bf16", "fp16"]

@@ -15,8 +15,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from gpu_optimizer.api.schemas import RunRequest
-from gpu_optimizer.bounded_json import parse_json
-from gpu_optimizer.hf_configs import CONFIG_LIMITS
+from gpu_optimizer.bounded.json import parse_json
+from gpu_optimizer.model_files.hf_configs import CONFIG_LIMITS
 
 _MAX_FIELDS: Final = 10
 

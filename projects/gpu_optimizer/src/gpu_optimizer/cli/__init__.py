@@ -10,7 +10,7 @@ import typer
 
 from gpu_optimizer.cli.cost import show_cost
 from gpu_optimizer.cli.devices import show_devices
-from gpu_optimizer.cli.exits import ReportingGroup
+from gpu_optimizer.cli.exits import Commands
 from gpu_optimizer.cli.fits import show_fits
 from gpu_optimizer.cli.fragmentation import show_fragmentation
 from gpu_optimizer.cli.predict import show_prediction
@@ -20,7 +20,7 @@ from gpu_optimizer.cli.trace import show_trace
 app: Final = typer.Typer(
     name="gpu-optimizer",
     help="A model and a run -> where every byte of GPU memory goes, with or without a GPU.",
-    cls=ReportingGroup,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 failed or fits nowhere, 2 wrong usage or unusable input.",

@@ -7,15 +7,17 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from gpu_optimizer.cli.exits import ExitCode
 from gpu_optimizer.cli.options import Json, Quiet, RunOptions, with_run_options
-from gpu_optimizer.cli.output import format_bytes, print_json, result_console, say, steps
+from gpu_optimizer.cli.output import print_json, result_console, say, steps
 from gpu_optimizer.cli.runs import USUAL_GPU, machine_for, model_run, read_model, run_words
-from gpu_optimizer.cost_model import GpuPrice, cost, offers_that_fit
+from gpu_optimizer.cost_model import cost, offers_that_fit
 from gpu_optimizer.errors import UnknownNameError
-from gpu_optimizer.fitting import predict_on
-from gpu_optimizer.gpus import find_gpu
-from gpu_optimizer.price_catalogue import current_prices, refresh_prices
+from gpu_optimizer.machines.gpus import find_gpu
+from gpu_optimizer.machines.price_catalogue import current_prices, refresh_prices
+from gpu_optimizer.machines.prices import GpuPrice
+from gpu_optimizer.runs.fitting import predict_on
+from shared_utils.exits import ExitCode
+from shared_utils.units import format_bytes
 
 _S_PER_HOUR: Final = 3600.0
 _N_ROWS: Final = 12

@@ -6,10 +6,11 @@ from typing import Any
 from rich.table import Table
 
 from gpu_optimizer.cli.options import Json
-from gpu_optimizer.cli.output import format_bytes, print_json, result_console, say
-from gpu_optimizer.machine_detection import recognise
-from gpu_optimizer.machines import MachineEntry, default_machines_file, load_machines
+from gpu_optimizer.cli.output import print_json, result_console, say
+from gpu_optimizer.machines.detection import recognise
+from gpu_optimizer.machines.registry import MachineEntry, default_machines_file, load_machines
 from shared_utils.gpu import GpuActivity, read_activity
+from shared_utils.units import format_bytes
 
 _NO_GPU = "There is no NVIDIA GPU here; estimates work without one."
 

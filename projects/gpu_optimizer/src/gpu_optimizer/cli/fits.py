@@ -6,23 +6,24 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from gpu_optimizer.allocator_config import AllocatorConfig
-from gpu_optimizer.cli.exits import ExitCode
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.cli.options import Json, Model, Quiet, RunOptions, with_run_options
-from gpu_optimizer.cli.output import Steps, format_bytes, print_json, result_console, say, steps
-from gpu_optimizer.cli.predict import prediction_dict
+from gpu_optimizer.cli.output import Steps, print_json, result_console, say, steps
 from gpu_optimizer.cli.runs import model_run, read_model, run_dict, run_words
-from gpu_optimizer.fitting import (
+from gpu_optimizer.machines.registry import default_machines_file, find_machine, load_machines
+from gpu_optimizer.memory_predictor import Fit, fits
+from gpu_optimizer.model_specs import ModelSpec
+from gpu_optimizer.runs.fitting import (
     BatchSearch,
     headroom_bytes,
     largest_batch,
     predict_on,
+    prediction_dict,
     safe_margin_bytes,
 )
-from gpu_optimizer.machines import default_machines_file, find_machine, load_machines
-from gpu_optimizer.memory_predictor import Fit, fits
-from gpu_optimizer.model_specs import ModelSpec
 from gpu_optimizer.types import Machine, Prediction
+from shared_utils.exits import ExitCode
+from shared_utils.units import format_bytes
 
 _TOLERANCE_RATIO: Final = 0.01
 """The largest batch is found to so much; each guess takes a prediction."""

@@ -7,24 +7,18 @@ from typing import Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
+from gpu_optimizer.allocator.segments import SegmentBlock
 from gpu_optimizer.allocator_replay import ReplayOptions
 from gpu_optimizer.cli.options import Json, Quiet
-from gpu_optimizer.cli.output import (
-    format_bytes,
-    print_json,
-    result_console,
-    say,
-    steps,
-    write_text,
-)
+from gpu_optimizer.cli.output import print_json, result_console, say, steps, write_text
 from gpu_optimizer.cuda_analyzer import Fragmentation, SparseSegment, analyze
-from gpu_optimizer.fragmentation_remedies import RemedyKind
 from gpu_optimizer.fragmentation_solver import Solution, Trial, solve
-from gpu_optimizer.segment_map import draw_segment_map
-from gpu_optimizer.segments import SegmentBlock
-from gpu_optimizer.snapshot_files import Snapshot, read_snapshot
-from gpu_optimizer.snapshot_pickle import InvalidSnapshotError
+from gpu_optimizer.remedies.fragmentation import RemedyKind
+from gpu_optimizer.reports.segment_map import draw_segment_map
+from gpu_optimizer.snapshots.files import Snapshot, read_snapshot
+from gpu_optimizer.snapshots.plain_pickle import InvalidSnapshotError
+from shared_utils.units import format_bytes
 
 _N_SPARSE: Final = 8
 _N_REMEDIES: Final = 8

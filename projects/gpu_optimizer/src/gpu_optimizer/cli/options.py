@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from gpu_optimizer.allocator_config import AllocatorConfig
+from gpu_optimizer.allocator.config import AllocatorConfig
 from gpu_optimizer.types import Mode
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout; sizes in bytes.")]

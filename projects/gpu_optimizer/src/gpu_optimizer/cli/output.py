@@ -11,9 +11,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gpu_optimizer.errors import GpuOptimizerError
 
-_KIB: Final = 1 << 10
-_MIB: Final = 1 << 20
-_GIB: Final = 1 << 30
 _BAR_CHARACTERS: Final = 30
 _PIPE_COLUMNS: Final = 120
 
@@ -25,15 +22,6 @@ class OutputFailedError(GpuOptimizerError):
         super().__init__(f"{path} cannot be written: {reason}.")
         self.path = path
         self.reason = reason
-
-
-def format_bytes(n_bytes: int) -> str:
-    """Write a size for a person to read, as in ``13.81 GiB``."""
-    if abs(n_bytes) >= _GIB:
-        return f"{n_bytes / _GIB:,.2f} GiB"
-    if abs(n_bytes) >= _MIB:
-        return f"{n_bytes / _MIB:,.1f} MiB"
-    return f"{n_bytes / _KIB:,.1f} KiB" if n_bytes else "0"
 
 
 def bar(part: float) -> str:

@@ -1,6 +1,6 @@
 """``gpu-optimizer predict``: how much GPU memory a run takes, before it is run."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group
@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gpu_optimizer.cli.options import Json, Model, Quiet, RunOptions, with_run_options
-from gpu_optimizer.cli.output import bar, format_bytes, print_json, result_console, steps
+from gpu_optimizer.cli.output import bar, print_json, result_console, steps
 from gpu_optimizer.cli.runs import machine_for, model_run, read_model, run_dict, run_words
-from gpu_optimizer.fitting import headroom_bytes, predict_on
 from gpu_optimizer.memory_predictor import fits
+from gpu_optimizer.runs.fitting import headroom_bytes, predict_on, prediction_dict
 from gpu_optimizer.types import Machine, Prediction
+from shared_utils.units import format_bytes
 
 
 @with_run_options
@@ -47,20 +48,6 @@ def show_prediction(
     elif not quiet:
         heading = f"{run_words(model, asked)}; on {machine.gpu}"
         result_console().print(_report(heading, prediction, machine))
-
-
-def prediction_dict(prediction: Prediction) -> dict[str, Any]:
-    """A prediction for programs; sizes in bytes."""
-    return {
-        "allocated_peak_bytes": prediction.allocated_peak_bytes,
-        "reserved_peak_bytes": prediction.reserved_peak_bytes,
-        "total_bytes": prediction.total_bytes,
-        "error_ratio": prediction.error_ratio,
-        "by_category_bytes": dict(prediction.by_category_bytes),
-        "peak_phase": prediction.peak_phase,
-        "peak_module": prediction.peak_module,
-        "assumptions": list(prediction.assumptions),
-    }
 
 
 def _report(heading: str, prediction: Prediction, machine: Machine) -> Group:

@@ -6,24 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from gpu_optimizer.cli.layer_rows import flat_table, tree_table
 from gpu_optimizer.cli.options import Json, Quiet, RunOptions, with_run_options
-from gpu_optimizer.cli.output import (
-    format_bytes,
-    print_json,
-    result_console,
-    say,
-    steps,
-    write_text,
-)
+from gpu_optimizer.cli.output import print_json, result_console, say, steps, write_text
 from gpu_optimizer.cli.runs import machine_for, model_run, read_model, run_dict, run_words
 from gpu_optimizer.errors import NoGpuError
-from gpu_optimizer.exported_programs import ExportedGraph
-from gpu_optimizer.fitting import ModelRun, record_on
-from gpu_optimizer.layer_views import tensor_layers
-from gpu_optimizer.tensor_tables import TensorTable
+from gpu_optimizer.layers.views import tensor_layers
+from gpu_optimizer.model_files.exported_programs import ExportedGraph
+from gpu_optimizer.model_files.tensor_tables import TensorTable
+from gpu_optimizer.reports.layer_tables import flat_table, tree_table
+from gpu_optimizer.runs.fitting import ModelRun, record_on
 from gpu_optimizer.types import LayerMemory, Machine
 from shared_utils.gpu import read_gpus
+from shared_utils.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,7 @@ def _measured(name: str, asked: ModelRun) -> _Profile:
     if not read_gpus():
         raise NoGpuError("Measuring a model's memory")
     # Imports PyTorch.
-    from gpu_optimizer.measured_runs import measure_run  # noqa: PLC0415
+    from gpu_optimizer.runs.measured import measure_run  # noqa: PLC0415
 
     layers = measure_run(asked)
     facts = {**run_dict(name, asked), "how": "measure"}
@@ -120,6 +114,6 @@ def _file_profile(name: str, spec: TensorTable | ExportedGraph) -> _Profile:
 
 def _draw(profile: _Profile, path: Path) -> None:
     # Imports plotly.
-    from gpu_optimizer.layer_treemap import draw_treemap  # noqa: PLC0415
+    from gpu_optimizer.reports.treemap import draw_treemap  # noqa: PLC0415
 
     write_text(path, draw_treemap(profile.layers, profile.title))

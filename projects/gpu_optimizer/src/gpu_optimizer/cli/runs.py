@@ -5,14 +5,14 @@ from typing import Any, Final
 
 from gpu_optimizer.cli.options import RunOptions
 from gpu_optimizer.errors import InvalidModelError
-from gpu_optimizer.fitting import ModelRun
-from gpu_optimizer.gpus import find_gpu
-from gpu_optimizer.hf_configs import HfModel
-from gpu_optimizer.machine_detection import this_gpu
-from gpu_optimizer.machines import default_machines_file, find_machine, load_machines
+from gpu_optimizer.machines.detection import this_gpu
+from gpu_optimizer.machines.gpus import find_gpu
+from gpu_optimizer.machines.registry import default_machines_file, find_machine, load_machines
+from gpu_optimizer.model_files.hf_configs import HfModel
 from gpu_optimizer.model_specs import ModelSpec, RegisteredModel, read_model_file
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.runs.fitting import ModelRun
 from gpu_optimizer.types import Machine
-from gpu_optimizer.workloads import Workload
 
 USUAL_GPU: Final = "H200"
 """Assumed where none is named and none is here: the one card that was measured."""

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gpu_optimizer.cli.exits import ExitCode
 from gpu_optimizer.cli.options import Json, Quiet
 from gpu_optimizer.cli.output import print_json
 from gpu_optimizer.errors import InvalidModelError, NoGpuError
+from shared_utils.exits import ExitCode
 from shared_utils.gpu import read_gpus
 
 
@@ -43,7 +43,7 @@ def show_trace(
     # These import PyTorch.
     from gpu_optimizer.cli.traced import print_trace, trace_dict, write_trace  # noqa: PLC0415
     from gpu_optimizer.memory_tracer import TraceMode  # noqa: PLC0415
-    from gpu_optimizer.script_tracer import (  # noqa: PLC0415
+    from gpu_optimizer.runs.scripts import (  # noqa: PLC0415
         FirstModelTracer,
         gpu_tracer,
         run_script,

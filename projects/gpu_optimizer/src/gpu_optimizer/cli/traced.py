@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from gpu_optimizer.cli.layer_rows import tree_table
-from gpu_optimizer.cli.output import OutputFailedError, format_bytes, result_console, say
+from gpu_optimizer.cli.output import OutputFailedError, result_console, say
 from gpu_optimizer.memory_tracer import MemoryTrace
+from gpu_optimizer.reports.layer_tables import tree_table
+from shared_utils.units import format_bytes
 
 
 def write_trace(trace: MemoryTrace, folder: Path, title: str) -> dict[str, Path]:

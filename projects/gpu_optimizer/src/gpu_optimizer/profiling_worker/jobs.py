@@ -6,8 +6,8 @@ from typing import Final
 
 JOBS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "describe": "gpu_optimizer.model_descriptions:describe_upload",
-        "predict": "gpu_optimizer.service_jobs:predict_job",
-        "profile": "gpu_optimizer.service_jobs:profile_job",
+        "describe": "gpu_optimizer.jobs.descriptions:describe_upload",
+        "predict": "gpu_optimizer.jobs.service:predict_job",
+        "profile": "gpu_optimizer.jobs.service:profile_job",
     }
 )

@@ -6,13 +6,13 @@ import typer
 
 from pose_analyzer.cli.analyze import analyze_video
 from pose_analyzer.cli.demo import run_demo
-from pose_analyzer.cli.exits import ReportingGroup
+from pose_analyzer.cli.exits import Commands
 from pose_analyzer.cli.models import models_app
 
 app: Final = typer.Typer(
     name="pose-analyzer",
     help="Video of people -> poses -> joint angles -> repetitions.",
-    cls=ReportingGroup,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input.",

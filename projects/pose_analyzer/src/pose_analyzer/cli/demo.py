@@ -8,11 +8,11 @@ from rich.table import Table
 
 from pose_analyzer.cli.analysis import AnalysisJob, ResultFiles, run_analysis
 from pose_analyzer.cli.analyze import analysis_progress, angle_range_deg, result_console
-from pose_analyzer.cli.exits import ExitCode
 from pose_analyzer.cli.progress import download_progress
 from pose_analyzer.model_files import fetch_clip
 from pose_analyzer.settings import Settings
 from pose_analyzer.types import VideoAnalysis
+from shared_utils.exits import ExitCode
 from shared_utils.settings import read_settings
 
 JUMPING_JACKS: Final = "jumping-jacks"

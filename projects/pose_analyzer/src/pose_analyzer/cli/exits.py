@@ -1,11 +1,6 @@
-"""How commands end: one table from error class to exit code, one line instead of a traceback."""
+"""How commands end: the table from class of error to exit code."""
 
-import sys
-from enum import IntEnum
-from typing import Any, Final
-
-import typer
-from typer.core import TyperGroup
+from typing import ClassVar
 
 from pose_analyzer.errors import (
     InvalidExerciseError,
@@ -14,39 +9,17 @@ from pose_analyzer.errors import (
     UnreadableSourceError,
 )
 from shared_utils.errors import InvalidSettingError, ProjectError
+from shared_utils.exits import ExitCode, ReportingGroup
 
 
-class ExitCode(IntEnum):
-    """What a command tells its caller."""
+class Commands(ReportingGroup):
+    """The commands of this service."""
 
-    OK = 0
-    FAILED = 1
-    UNUSABLE = 2
-    """Wrong usage, or input that cannot be analysed."""
-
-
-EXIT_CODES: Final[dict[type[Exception], ExitCode]] = {
-    UnreadableSourceError: ExitCode.UNUSABLE,
-    OutputFailedError: ExitCode.UNUSABLE,
-    UnknownNameError: ExitCode.UNUSABLE,
-    InvalidExerciseError: ExitCode.UNUSABLE,
-    InvalidSettingError: ExitCode.UNUSABLE,
-    ProjectError: ExitCode.FAILED,
-}
-
-
-def exit_code(error: Exception) -> ExitCode:
-    """Exit code for an error, by its nearest class in `EXIT_CODES`."""
-    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
-
-
-class ReportingGroup(TyperGroup):
-    """A group of commands whose expected failures end in one line on stderr."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own types
-        """Run the command; turn an expected error into its message and exit code."""
-        try:
-            return super().invoke(ctx)
-        except tuple(EXIT_CODES) as error:
-            print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
-            raise typer.Exit(exit_code(error)) from error
+    exit_codes: ClassVar = {
+        UnreadableSourceError: ExitCode.UNUSABLE,
+        OutputFailedError: ExitCode.UNUSABLE,
+        UnknownNameError: ExitCode.UNUSABLE,
+        InvalidExerciseError: ExitCode.UNUSABLE,
+        InvalidSettingError: ExitCode.UNUSABLE,
+        ProjectError: ExitCode.FAILED,
+    }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from pose_analyzer.cli.exits import ExitCode, exit_code
+from pose_analyzer.cli.exits import Commands
 from pose_analyzer.cli.progress import download_progress
 from pose_analyzer.model_files import (
     CLIPS,
@@ -25,6 +25,7 @@ from pose_analyzer.model_files import (
 )
 from pose_analyzer.settings import Settings
 from shared_utils.errors import ProjectError
+from shared_utils.exits import ExitCode
 from shared_utils.settings import read_settings
 from shared_utils.units import format_mib
 
@@ -90,7 +91,7 @@ def _fetch_all(fetch: Fetch, names: tuple[str, ...]) -> tuple[dict[str, Path], E
                 paths[name] = fetch(name, settings, progress)
             except ProjectError as error:
                 print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-                code = max(code, exit_code(error))
+                code = max(code, Commands.exit_code(error))
     return paths, code
 
 

@@ -1,0 +1,1 @@
+"""What the service has done in processes of their own, and the store of these jobs."""

@@ -1,0 +1,1 @@
+"""What CUDA's kernels and libraries do to memory, without a GPU."""

@@ -1,0 +1,1 @@
+"""Models that can be built, and how they are run."""

@@ -1,0 +1,1 @@
+"""What helps when memory is short or in pieces."""

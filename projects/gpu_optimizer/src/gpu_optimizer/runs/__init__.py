@@ -1,0 +1,1 @@
+"""Runs of models on GPUs: what fits, what was measured, what a script does."""

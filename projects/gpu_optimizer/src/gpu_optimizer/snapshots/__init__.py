@@ -1,0 +1,1 @@
+"""PyTorch's record of its allocator: recorded, labelled, read and written."""

@@ -1,0 +1,1 @@
+"""One step of a model, and what it allocates and frees."""
