@@ -1,22 +1,38 @@
 """Files decoded by the GPU (NVDEC) and analysed there: frames per second over many sources.
 
-Measured twice with the same files: decoding alone, and decoding with pose detection. Each source
-keeps a few frames in flight and waits for their outcomes, as the live service does. Needs an
-NVIDIA GPU and the extras ``yolo`` and ``nvdec``.
+Measured with the same files for each number of sources:
+
+- ``nvdec``: PyNvVideoCodec alone, pictures left where the decoder put them; the hardware's limit,
+- ``rgb``: the service's sources, upright RGB pictures on the GPU,
+- ``poses``: these with pose detection. Each source keeps a few frames in flight and waits for
+  their outcomes, as the live service does; who follows people and counts, in processes of its
+  own there, is left out.
+
+Beside the frames: processor time per frame, and how much later than asked for a thread wakes up
+that sleeps 2 ms, which tells how long threads wait for Python's lock. Every figure is printed,
+and the file written anew, as soon as it is known. Needs an NVIDIA GPU and the extras ``yolo`` and
+``nvdec``.
 """
 
 import argparse
+import itertools
 import json
 import queue
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
+import cv2
+import numpy as np
 import torch
 
 from pose_analyzer.backends.gpu.pipeline import create_gpu_pipeline
@@ -25,12 +41,15 @@ from pose_analyzer.sources import AllowedSource, SourceKind, nvdec_available, op
 from pose_analyzer.stream_types import FrameContent, FrameOutcome, FramePoses, StreamFrame
 
 TARGET_FRAMES_PER_S = 2_500
+TARGET_SOURCES = 16
 IN_FLIGHT = 8
 CLIP_FRAMES = 300
+START_LIMIT_S = 20.0
+DRAIN_LIMIT_S = 3.0
 
 
-def write_clip(path: Path) -> None:
-    """1080p test pattern, H.264 with B pictures."""
+def pattern(n_frames: int) -> Iterator[av.VideoFrame]:
+    """FFmpeg's moving test picture."""
     graph = av.filter.Graph()
     nodes = [
         graph.add("testsrc2", "size=1920x1080:rate=30"),
@@ -38,12 +57,28 @@ def write_clip(path: Path) -> None:
         graph.add("buffersink"),
     ]
     graph.link_nodes(*nodes).configure()
+    return (graph.vpull() for _ in range(n_frames))
+
+
+def photographs(folder: Path, n_frames: int) -> Iterator[av.VideoFrame]:
+    """The pictures of a folder, there and back again, without a jump."""
+    images = [cv2.imread(str(path)) for path in sorted(folder.glob("*.jpg"))]
+    turns = itertools.cycle([*images, *images[-2:0:-1]])
+    return (
+        av.VideoFrame.from_ndarray(image, format="bgr24")
+        for image in itertools.islice(turns, n_frames)
+    )
+
+
+def write_clip(path: Path, frames: Iterator[av.VideoFrame]) -> None:
+    """1080p, H.264 with B pictures."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
         stream.options = {"preset": "veryfast", "g": "60"}
-        for _ in range(CLIP_FRAMES):
-            container.mux(stream.encode(graph.vpull()))
+        for index, frame in enumerate(frames):
+            frame.pts, frame.time_base = index, Fraction(1, 30)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
@@ -72,22 +107,26 @@ def repeat_clip(clip: Path, path: Path, n_frames: int) -> None:
 class Feed:
     """Receives one source's frames; a few may be unanswered."""
 
-    def __init__(self, stream_id: str, waiting: "queue.Queue[StreamFrame]") -> None:
+    def __init__(self, stream_id: str, waiting: "queue.SimpleQueue[StreamFrame] | None") -> None:
         self.stream_id = stream_id
         self.n_answered = 0
+        self.n_frames = 0
         self.ended = False
         self.problem: str | None = None
         self._waiting = waiting
         self._room = threading.Semaphore(IN_FLIGHT)
-        self._n_frames = 0
 
     def on_rate(self, fps: float) -> None:
         pass
 
     def on_frame(self, time_s: float, content: FrameContent) -> None:
+        self.n_frames += 1
+        if self._waiting is None:
+            self.n_answered += 1
+            return
         self._room.acquire()
-        frame = StreamFrame(self.stream_id, self._n_frames, time_s, time.monotonic(), content)
-        self._n_frames += 1
+        index = self.n_frames - 1
+        frame = StreamFrame(self.stream_id, index, time_s, time.monotonic(), content)
         self._waiting.put(frame)
 
     def answered(self) -> None:
@@ -101,10 +140,10 @@ class Feed:
         self.problem, self.ended = problem, True
 
 
-def take_batch(waiting: "queue.Queue[StreamFrame]", n_frames: int) -> list[StreamFrame]:
+def take_batch(waiting: "queue.SimpleQueue[StreamFrame]", n_frames: int) -> list[StreamFrame]:
     batch = []
     try:
-        batch.append(waiting.get(timeout=1.0))
+        batch.append(waiting.get(timeout=0.2))
         while len(batch) < n_frames:
             batch.append(waiting.get_nowait())
     except queue.Empty:
@@ -112,117 +151,215 @@ def take_batch(waiting: "queue.Queue[StreamFrame]", n_frames: int) -> list[Strea
     return batch
 
 
-def analyse(
-    pipeline: FramePipeline | None,
-    feeds: dict[str, Feed],
-    waiting: "queue.Queue[StreamFrame]",
-    stop: threading.Event,
-    outcomes: Counter[str],
-) -> None:
-    """Answer what waits until stopped; without a pipeline at once."""
-    idle = threading.Event()
-    if pipeline is not None:
-        pipeline.on_idle(idle.set)
+@dataclass
+class Analysis:
+    """Has what waits analysed until stopped."""
 
-    def answer(batch: list[StreamFrame], done: "Future[list[FrameOutcome]] | None") -> None:
-        if done is None:
-            outcomes["decoded"] += len(batch)
-        elif (error := done.exception()) is not None:
-            outcomes[f"failed: {error}"] += len(batch)
+    pipeline: FramePipeline
+    feeds: dict[str, Feed]
+    waiting: "queue.SimpleQueue[StreamFrame]"
+    stop: threading.Event = field(default_factory=threading.Event)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)
+
+    def run(self) -> None:
+        idle = threading.Event()
+        self.pipeline.on_idle(idle.set)
+        while not self.stop.is_set():
+            idle.clear()
+            if not self.pipeline.n_idle():
+                idle.wait(0.05)
+            elif batch := take_batch(self.waiting, self.pipeline.max_batch):
+                self.batches[len(batch)] += 1
+                self.pipeline.submit(batch).add_done_callback(partial(self._answer, batch))
+
+    def _answer(self, batch: list[StreamFrame], done: "Future[list[FrameOutcome]]") -> None:
+        if (error := done.exception()) is not None:
+            self.outcomes[f"failed: {error}"] += len(batch)
         else:
-            outcomes.update(
-                "analysed" if isinstance(outcome, FramePoses) else outcome.detail
-                for outcome in done.result()
-            )
+            for outcome in done.result():
+                if isinstance(outcome, FramePoses):
+                    self.outcomes["people" if outcome.poses else "nobody"] += 1
+                else:
+                    self.outcomes[outcome.detail] += 1
         for frame in batch:
-            feeds[frame.stream_id].answered()
-
-    while not stop.is_set():
-        idle.clear()
-        if pipeline is not None and not pipeline.n_idle():
-            idle.wait(0.05)
-        elif batch := take_batch(waiting, 64 if pipeline is None else pipeline.max_batch):
-            if pipeline is None:
-                answer(batch, None)
-            else:
-                pipeline.submit(batch).add_done_callback(partial(answer, batch))
+            self.feeds[frame.stream_id].answered()
 
 
-def run(
+class LockProbe:
+    """Sleeps and notes how much too late it goes on."""
+
+    def __init__(self) -> None:
+        self._late_ms: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            began = time.perf_counter()
+            time.sleep(0.002)
+            self._late_ms.append((time.perf_counter() - began - 0.002) * 1e3)
+
+    def close(self) -> dict[str, float]:
+        self._stop.set()
+        self._thread.join()
+        p50, p95 = (float(late_ms) for late_ms in np.percentile(self._late_ms, [50, 95]))
+        return {"woken_late_p50_ms": round(p50, 3), "woken_late_p95_ms": round(p95, 3)}
+
+
+def measured(counts: Callable[[], list[int]], seconds: float) -> dict[str, object]:
+    """Frames per second by these counts, once each has begun to grow and a second has passed."""
+    limit = time.monotonic() + START_LIMIT_S
+    while min(counts()) == 0 and time.monotonic() < limit:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    probe = LockProbe()
+    before, began, cpu_s = counts(), time.perf_counter(), time.process_time()
+    time.sleep(seconds)
+    elapsed_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_s
+    grown = [after - count for after, count in zip(counts(), before, strict=True)]
+    return {
+        "frames_per_s": round(sum(grown) / elapsed_s, 1),
+        "slowest_source_frames_per_s": round(min(grown) / elapsed_s, 1),
+        "fastest_source_frames_per_s": round(max(grown) / elapsed_s, 1),
+        "cpu_ms_per_frame": round(1e3 * cpu_s / max(sum(grown), 1), 3),
+        **probe.close(),
+    }
+
+
+def run_sources(
     pipeline: FramePipeline | None, clip: Path, n_sources: int, seconds: float
 ) -> dict[str, object]:
-    waiting: queue.Queue[StreamFrame] = queue.Queue()
+    """The service's sources, with or without detection."""
+    waiting = None if pipeline is None else queue.SimpleQueue[StreamFrame]()
     feeds = {f"source-{i}": Feed(f"source-{i}", waiting) for i in range(n_sources)}
     allowed = AllowedSource(SourceKind.FILE, clip.name, str(clip))
     readers = [open_live_source(allowed, feed, "cuda:0") for feed in feeds.values()]
-    stop, outcomes = threading.Event(), Counter[str]()
-    worker = threading.Thread(target=analyse, args=(pipeline, feeds, waiting, stop, outcomes))
-    worker.start()
+    analysis, worker = None, threading.Thread()
+    if pipeline is not None and waiting is not None:
+        analysis = Analysis(pipeline, feeds, waiting)
+        worker = threading.Thread(target=analysis.run)
+        worker.start()
     for reader in readers:
         reader.start()
-    time.sleep(5.0)  # decoders start, graphs are recorded
-    before = {name: feed.n_answered for name, feed in feeds.items()}
-    began = time.perf_counter()
-    time.sleep(seconds)
-    rates = [
-        (feed.n_answered - before[name]) / (time.perf_counter() - began)
-        for name, feed in feeds.items()
-    ]
-    early = [name for name, feed in feeds.items() if feed.ended]
+    result = measured(lambda: [feed.n_answered for feed in feeds.values()], seconds)
+    ended = [name for name, feed in feeds.items() if feed.ended]
     free_bytes, total_bytes = torch.cuda.mem_get_info()
-    for reader in readers:
-        threading.Thread(target=reader.close).start()
-    time.sleep(2.0)  # frames under way are still answered
+    result["gpu_memory_used_bytes"] = total_bytes - free_bytes
+    if ended:
+        result["sources_that_ended_early"] = ended
+    if problems := sorted({feed.problem for feed in feeds.values() if feed.problem}):
+        result["problems"] = problems
+    # Readers notice when the next frame is due; those under way are still answered.
+    closing = [threading.Thread(target=reader.close) for reader in readers]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join(DRAIN_LIMIT_S)
+    limit = time.monotonic() + DRAIN_LIMIT_S
+    while analysis and time.monotonic() < limit:
+        if all(feed.n_answered == feed.n_frames for feed in feeds.values()):
+            break
+        time.sleep(0.05)
+    if analysis is not None:
+        analysis.stop.set()
+        worker.join()
+        n_frames = sum(size * n for size, n in analysis.batches.items())
+        result["outcomes"] = dict(analysis.outcomes)
+        result["frames_per_batch"] = round(n_frames / max(analysis.batches.total(), 1), 1)
+    return result
+
+
+def run_nvdec(clip: Path, n_sources: int, seconds: float) -> dict[str, object]:
+    """PyNvVideoCodec's demultiplexer and decoder, and nothing else."""
+    import PyNvVideoCodec as nvc  # noqa: N813, PLC0415 - only where there is a GPU
+
+    counts, errors, stop = [0] * n_sources, set[str](), threading.Event()
+
+    def decode(source: int) -> None:
+        stream = torch.cuda.Stream("cuda:0")
+        try:
+            while not stop.is_set():
+                demuxer = nvc.CreateDemuxer(str(clip))
+                decoder = nvc.CreateDecoder(
+                    gpuid=0,
+                    codec=demuxer.GetNvCodecId(),
+                    cudacontext=0,
+                    cudastream=stream.cuda_stream,
+                    usedevicememory=True,
+                )
+                for packet in demuxer:
+                    counts[source] += len(decoder.Decode(packet))
+                    if stop.is_set():
+                        break
+                stream.synchronize()
+        except (RuntimeError, nvc.PyNvVCException) as error:
+            errors.add(str(error).partition("\n")[0])
+
+    threads = [threading.Thread(target=decode, args=(i,)) for i in range(n_sources)]
+    for thread in threads:
+        thread.start()
+    result = measured(lambda: list(counts), seconds)
     stop.set()
-    worker.join()
-    return {
-        "frames_per_s": round(sum(rates), 1),
-        "slowest_source_frames_per_s": round(min(rates), 1),
-        "fastest_source_frames_per_s": round(max(rates), 1),
-        "outcomes": dict(outcomes),
-        "sources_that_ended_early": early,
-        "problems": sorted({feed.problem for feed in feeds.values() if feed.problem}),
-        "gpu_memory_used_bytes": total_bytes - free_bytes,
-    }
+    for thread in threads:
+        thread.join()
+    return result | ({"problems": sorted(errors)} if errors else {})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="yolo11n-pose.pt")
-    parser.add_argument("--video", type=Path, help="1080p clip; a test pattern if none is given")
-    parser.add_argument("--sources", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    clips = parser.add_mutually_exclusive_group()
+    clips.add_argument("--video", type=Path, help="1080p clip; a test pattern if none is given")
+    clips.add_argument("--frames", type=Path, help="folder of 1080p JPEG files to make one of")
+    parser.add_argument("--sources", type=int, nargs="+", default=[16, 4, 1])
+    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     if (reason := nvdec_available()) is not None:
         parser.error(reason)
+    sys.setswitchinterval(0.0005)  # as the service does
     with tempfile.TemporaryDirectory() as folder:
-        clip, long_clip = Path(folder) / "clip.mp4", Path(folder) / "long.mp4"
-        if arguments.video is None:
-            write_clip(clip)
-        # No source may end early: one alone decodes some 450 frames a second, many 3,200 in all.
-        fastest = min(450.0, 4_000.0 / arguments.sources)
-        n_frames = round(fastest * (arguments.seconds + 10.0))
-        repeat_clip(arguments.video or clip, long_clip, n_frames)
-        result: dict[str, object] = {
-            "device": torch.cuda.get_device_name(0),
-            "torch": torch.__version__,
-            "sources": arguments.sources,
-            "clip": "test pattern" if arguments.video is None else arguments.video.name,
-            "target_frames_per_s": TARGET_FRAMES_PER_S,
-            "decoding": run(None, long_clip, arguments.sources, arguments.seconds),
-        }
-        pipeline = create_gpu_pipeline(arguments.weights, arguments.weights.stem, Path(folder))
-        # Graphs recorded during the measurement would cost it.
-        pipeline.warm_up((1080, 1920), [1, 2, 4, 8, 16, 32, 64])
-        result["decoding_and_poses"] = run(
-            pipeline, long_clip, arguments.sources, arguments.seconds
-        )
-        pipeline.close()
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+        clip, long_clip = arguments.video or Path(folder) / "clip.mp4", Path(folder) / "long.mp4"
+        name = "test pattern"
+        if arguments.video is not None:
+            name = arguments.video.name
+        elif arguments.frames is not None:
+            name = f"pictures of {arguments.frames.name}"
+            write_clip(clip, photographs(arguments.frames, CLIP_FRAMES))
+        else:
+            write_clip(clip, pattern(CLIP_FRAMES))
+        # No source may end early: one alone decodes some 900 frames a second at most.
+        fastest = min(900.0, 6_000.0 / min(arguments.sources))
+        repeat_clip(clip, long_clip, round(fastest * (arguments.seconds + 6.0)))
+        measure(arguments, long_clip, name, Path(folder))
+
+
+def measure(arguments: argparse.Namespace, clip: Path, name: str, folder: Path) -> None:
+    """Every step for every number of sources, those with poses first."""
+    runs: list[dict[str, object]] = []
+    report = {
+        "device": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "clip": name,
+        "target": f"{TARGET_FRAMES_PER_S} frames/s with poses, {TARGET_SOURCES} sources",
+        "runs": runs,
+    }
+    pipeline = create_gpu_pipeline(arguments.weights, arguments.weights.stem, folder)
+    # Graphs recorded during the measurement would cost it.
+    pipeline.warm_up((1080, 1920), [1, 2, 4, 8, 16, 32, 64])
+    steps: dict[str, Callable[[int], dict[str, object]]] = {
+        "poses": lambda n: run_sources(pipeline, clip, n, arguments.seconds),
+        "rgb": lambda n: run_sources(None, clip, n, arguments.seconds),
+        "nvdec": lambda n: run_nvdec(clip, n, arguments.seconds),
+    }
+    for n_sources, (step, run) in itertools.product(arguments.sources, steps.items()):
+        runs.append({"sources": n_sources, "step": step, **run(n_sources)})
+        print(json.dumps(runs[-1]), flush=True)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    pipeline.close()
 
 
 if __name__ == "__main__":

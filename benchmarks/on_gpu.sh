@@ -33,7 +33,7 @@ tests() {
   measure tests 180 "$python" -m pytest -q -m gpu -p no:cacheprovider -p no:randomly \
     -o addopts=--import-mode=importlib -o filterwarnings=default \
     projects/shared_utils/tests/test_gpu.py projects/pose_analyzer/tests/test_gpu_detectors.py \
-    projects/pose_analyzer/tests/test_gpu_pipeline_cuda.py
+    projects/pose_analyzer/tests/test_gpu_pipeline_cuda.py projects/pose_analyzer/tests/test_nvdec.py
 }
 
 engine() {
@@ -57,8 +57,8 @@ memory() {
 }
 
 video() {
-  measure nvdec 120 "$python" benchmarks/nvdec_throughput.py --weights "$weights" \
-    --out "$out/nvdec.json"
+  measure nvdec 180 "$python" benchmarks/nvdec_throughput.py --weights "$weights" \
+    --frames "$frames" --out "$out/nvdec.json"
 }
 
 optimizer() {

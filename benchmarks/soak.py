@@ -150,7 +150,11 @@ async def keep_visiting(
     service: Service, pictures: Sequence[bytes], tally: Tally, until_s: float
 ) -> None:
     while time.monotonic() < until_s:
-        await visit_once(service, pictures, tally)
+        try:
+            await visit_once(service, pictures, tally)
+        except OSError as error:  # the service is gone
+            tally.unexpected[type(error).__name__] += 1
+            await asyncio.sleep(1.0)
 
 
 async def sample(pid: int, until_s: float, readings: list[tuple[float, int, int]]) -> None:
@@ -199,6 +203,7 @@ async def soak(service: Service, pictures: Sequence[bytes], options: argparse.Na
     ]
     await sample(service.pid, until_s, readings)
     await asyncio.gather(*clients)
+    alive = False
     with contextlib.suppress(OSError):
         alive = (await asyncio.to_thread(service.request, "GET", "/health")).status == HTTPStatus.OK
     return {

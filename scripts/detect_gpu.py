@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from gpu_optimizer.machine_detection import Host, detect_host
-from gpu_optimizer.machines import default_machines_file, load_machines
+from gpu_optimizer.machines.detection import Host, detect_host
+from gpu_optimizer.machines.registry import default_machines_file, load_machines
 
 
 def main(arguments: list[str] | None = None) -> int:

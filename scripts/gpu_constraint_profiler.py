@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from gpu_optimizer.fitting import (
+from gpu_optimizer.layers.views import own_layers
+from gpu_optimizer.machines.registry import MachineEntry, default_machines_file, load_machines
+from gpu_optimizer.memory_predictor import Fit, calibration, fits, predict_from
+from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.runs.fitting import (
     BatchSearch,
     ModelRun,
     card_constants,
@@ -19,11 +23,7 @@ from gpu_optimizer.fitting import (
     record_on,
     safe_margin_bytes,
 )
-from gpu_optimizer.layer_views import own_layers
-from gpu_optimizer.machines import MachineEntry, default_machines_file, load_machines
-from gpu_optimizer.memory_predictor import Fit, calibration, fits, predict_from
 from gpu_optimizer.types import LayerMemory, Machine, Mode, Prediction
-from gpu_optimizer.workloads import Workload
 
 GIB = 1 << 30
 MAX_BATCH = 8192

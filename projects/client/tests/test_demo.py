@@ -2,6 +2,7 @@ import asyncio
 import sys
 
 import av
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -14,13 +15,15 @@ from pose_analyzer_client import (
     StreamRestarted,
     UnreadableVideoError,
     cli,
+    wire,
 )
-from pose_analyzer_client.demo import DemoJob, app, play
+from pose_analyzer_client.demo import Attendance, DemoJob, app, play
 from pose_analyzer_client.display import describe_event, describe_statistics
+from pose_analyzer_client.results import Names, Result
 from pose_analyzer_client.statistics import Tally
 from pose_analyzer_client.video import at_own_pace, probe_video, video_frames
 
-from .fake_service import ANGLE_NAMES, person
+from .fake_service import ANGLE_NAMES, KEYPOINT_NAMES, person, result
 
 
 @pytest.fixture
@@ -90,6 +93,17 @@ async def test_a_video_is_played_and_summed_up(service, video):
     assert [(p.exercise, p.n_repetitions) for p in summary.people] == [("squat", 2)]
     assert service.starts[0]["fps"] == 10.0
     assert told == []
+
+
+def test_who_was_seen_before_the_service_forgot_the_stream_is_summed_up_too():
+    names = Names(tuple(KEYPOINT_NAMES), tuple(ANGLE_NAMES))
+    attendance = Attendance()
+    for n_repetitions, n_frames in [(4, 20), (1, 15), (9, 5)]:
+        seen = person(track_id=1, n_repetitions=n_repetitions)
+        for frame in range(n_frames):
+            told = result(frame, people=[seen])
+            attendance.note(Result.of(msgspec.convert(told, wire.Result), names))
+    assert [one.n_repetitions for one in attendance.stayed] == [4, 1]
 
 
 async def test_the_command_shows_what_was_counted(service, video, monkeypatch):

@@ -31,3 +31,12 @@ def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     if not ultralytics_installed():
         pytest.skip("needs the extra yolo")
     return import_ultralytics(tmp_path_factory.mktemp("ultralytics"))
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """YOLO weights in a folder of POSE_MODEL_PATH."""
+    for folder in os.environ.get("POSE_MODEL_PATH", "").split(os.pathsep):
+        if (path := Path(folder) / "yolo11n-pose.pt").is_file():
+            return path
+    pytest.skip("yolo11n-pose.pt is in no folder of POSE_MODEL_PATH")

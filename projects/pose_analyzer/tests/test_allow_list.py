@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pose_analyzer.errors import SourceNotAllowedError, SourceNotFoundError
 from pose_analyzer.sources import SourceKind, resolve_source
+from pose_analyzer.sources.allow_list import entries_without_effect
 
 CAMERAS = ("rtsp://cam.example/", "rtsps://nvr.example:8322/halls/", "rtsp://[2001:db8::1]:554/a")
 
@@ -178,3 +179,11 @@ def test_no_path_leads_out_of_the_folder(folders: Path, parts: list[str]) -> Non
         except (SourceNotAllowedError, SourceNotFoundError):
             continue
         assert Path(source.location).resolve().is_relative_to(clips.resolve())
+
+
+def test_entries_that_allow_nothing_are_told_without_their_password(tmp_path: Path) -> None:
+    allowed = (str(tmp_path), *CAMERAS, str(tmp_path / "absent"), "http://me:secret@cam.example/")
+    absent, address = entries_without_effect(allowed)
+    assert "absent" in absent
+    assert "entry 6" in address
+    assert "secret" not in address

@@ -1,8 +1,5 @@
 """The CUDA path of the YOLO detector against the CPU path."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,15 +12,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
 ]
-
-
-@pytest.fixture(scope="module")
-def weights() -> Path:
-    """YOLO weights in a folder of POSE_MODEL_PATH."""
-    for folder in os.environ.get("POSE_MODEL_PATH", "").split(os.pathsep):
-        if (path := Path(folder) / "yolo11n-pose.pt").is_file():
-            return path
-    pytest.skip("yolo11n-pose.pt is in no folder of POSE_MODEL_PATH")
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,18 @@ def test_batches_are_answered_in_order(open_pipeline) -> None:
     assert done == list(range(6))
 
 
+def test_a_lone_batch_is_inferred_by_the_thread_that_decodes(open_pipeline) -> None:
+    threads: dict[str, set[str]] = {"decode": set(), "infer": set()}
+
+    def note(stage: str, n_frames: int) -> None:
+        threads[stage].add(threading.current_thread().name)
+
+    pipeline = open_pipeline(note)
+    for _ in range(3):
+        pipeline.submit(grey_frames([1])).result(TIMEOUT_S)
+    assert threads == {"decode": {"detector-decode"}, "infer": {"detector-decode"}}
+
+
 def test_stages_are_timed(open_pipeline) -> None:
     [outcome] = open_pipeline().submit(grey_frames([7])).result(TIMEOUT_S)
     assert (outcome.width_px, outcome.height_px) == (640, 640)
@@ -148,13 +160,13 @@ def test_idle_means_one_more_batch_would_begin_at_once(open_pipeline) -> None:
     pipeline = open_pipeline(wait)
     pipeline.on_idle(told.release)
     assert pipeline.n_idle() == 1
-    futures = [pipeline.submit(grey_frames([1]))]
+    futures = [pipeline.submit(grey_frames([n])) for n in range(MAX_BATCHES - 1)]
     assert reached.acquire(timeout=TIMEOUT_S)
     assert pipeline.n_idle() == 0
     go_on["decode"].set()
     assert told.acquire(timeout=TIMEOUT_S)
     assert pipeline.n_idle() == 1
-    futures += [pipeline.submit(grey_frames([2])) for _ in range(MAX_BATCHES - 1)]
+    futures.append(pipeline.submit(grey_frames([2])))
     assert reached.acquire(timeout=TIMEOUT_S)
     assert pipeline.n_idle() == 0  # however many of them are decoded by now
     go_on["infer"].set()

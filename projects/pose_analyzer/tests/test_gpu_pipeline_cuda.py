@@ -45,15 +45,6 @@ FP32 = replace(FP16, half=False)
 
 
 @pytest.fixture(scope="module")
-def weights() -> Path:
-    """YOLO weights in a folder of POSE_MODEL_PATH."""
-    for folder in os.environ.get("POSE_MODEL_PATH", "").split(os.pathsep):
-        if (path := Path(folder) / "yolo11n-pose.pt").is_file():
-            return path
-    pytest.skip("yolo11n-pose.pt is in no folder of POSE_MODEL_PATH")
-
-
-@pytest.fixture(scope="module")
 def people() -> list[np.ndarray]:
     """Pictures with somebody in them, from the folder POSE_TEST_FRAMES."""
     folder = os.environ.get("POSE_TEST_FRAMES")

@@ -258,9 +258,9 @@ def test_a_camera_nobody_hears_is_tried_until_closed():
 
 STAMPS = st.lists(
     st.tuples(
-        st.none() | st.fractions(-100, 100, max_denominator=90_000),
+        st.none() | st.integers(-9_000_000, 9_000_000),
         st.floats(0.0, 20.0),
-        st.booleans(),
+        st.none() | st.fractions(Fraction(1, 90_000), 1, max_denominator=90_000),
     )
 )
 
@@ -268,24 +268,36 @@ STAMPS = st.lists(
 @given(STAMPS)
 def test_picture_times_start_at_zero_and_increase(stamps):
     clock, now_s, times_s = PictureClock(10.0), 0.0, []
-    for stamp, elapsed_s, restarts in stamps:
+    for stamp, elapsed_s, new_time_base in stamps:
         now_s += elapsed_s
-        if restarts:
-            clock.restart()
+        if new_time_base is not None:
+            clock.restart(new_time_base)
         times_s.append(clock.time_s(stamp, now_s))
     known = [time_s for time_s in times_s if time_s is not None]
     assert known[:1] == [0.0][: len(known)]
     assert all(later > earlier for earlier, later in itertools.pairwise(known))
 
 
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, unique=True).map(sorted),
+    st.fractions(Fraction(1, 90_000), 1, max_denominator=90_000),
+)
+def test_times_of_one_recording_are_exact(stamps, time_base):
+    clock = PictureClock()
+    clock.restart(time_base)
+    times_s = [clock.time_s(stamp, 0.0) for stamp in stamps]
+    assert times_s == [float((stamp - stamps[0]) * time_base) for stamp in stamps]
+
+
 def test_stamps_decide_within_a_connection_and_the_clock_between_them():
     clock = PictureClock(10.0)
-    assert clock.time_s(Fraction(7), 100.0) == 0.0
-    assert clock.time_s(Fraction(71, 10), 100.9) == pytest.approx(0.1)
-    assert clock.time_s(Fraction(71, 10), 101.0) is None
-    clock.restart()
-    assert clock.time_s(Fraction(3), 104.9) == pytest.approx(4.1)
-    assert clock.time_s(Fraction(31, 10), 104.9) == pytest.approx(4.2)
-    assert clock.time_s(Fraction(9000), 105.0) == pytest.approx(4.3)  # set anew
-    assert clock.time_s(Fraction(5), 105.5) == pytest.approx(4.8)
+    clock.restart(Fraction(1, 10))
+    assert clock.time_s(70, 100.0) == 0.0
+    assert clock.time_s(71, 100.9) == pytest.approx(0.1)
+    assert clock.time_s(71, 101.0) is None
+    clock.restart(Fraction(1, 100))
+    assert clock.time_s(300, 104.9) == pytest.approx(4.1)
+    assert clock.time_s(310, 104.9) == pytest.approx(4.2)
+    assert clock.time_s(900_000, 105.0) == pytest.approx(4.3)  # set anew
+    assert clock.time_s(500, 105.5) == pytest.approx(4.8)
     assert clock.time_s(None, 106.0) == pytest.approx(5.3)

@@ -1,24 +1,18 @@
 import hashlib
-import io
 import os
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from pose_analyzer.errors import ClipUnavailableError, ModelUnavailableError, UnknownNameError
+from pose_analyzer.errors import ClipUnavailableError, ModelUnavailableError
 from pose_analyzer.model_files import (
-    CLIPS,
-    MODELS,
     FileState,
     PublishedFile,
-    exported_onnx_path,
     fetch_clip,
     fetch_model,
     locate_clip,
@@ -36,14 +30,9 @@ from pose_analyzer.model_files.registry import (
 )
 from pose_analyzer.settings import Settings
 
+from .model_file_contents import archive, put, send, serving
+
 MEMBER = "example/one.task"
-
-
-def archive(text: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("weights", text)
-    return buffer.getvalue()
 
 
 CONTENT = archive("good")
@@ -57,13 +46,6 @@ def settings(tmp_path: Path) -> Settings:
         clips_dir=tmp_path / "clips",
         cache_dir=tmp_path / "cache",
     )
-
-
-def put(folder: Path, name: str, content: bytes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    path.write_bytes(content)
-    return path
 
 
 Register = Callable[..., PublishedFile]
@@ -80,35 +62,6 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
         return file
 
     return replace_registry
-
-
-@contextmanager
-def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[HttpSource]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            answer(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield HttpSource(f"http://127.0.0.1:{server.server_port}/example.task")
-        server.shutdown()
-
-
-def send(content: bytes, declared_bytes: int | None = None) -> Callable[..., None]:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(declared_bytes or len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return answer
 
 
 NOWHERE = HttpSource("http://127.0.0.1:9/example.task")
@@ -374,38 +327,3 @@ def test_clips_arrive_all_together(settings: Settings, monkeypatch: pytest.Monke
     assert fetch_clip("one", settings).read_text() == "one"
     assert fetch_clip("two", settings).read_text() == "two"
     assert len(wheels) == 1
-
-
-@pytest.mark.parametrize("find", [locate_model, fetch_model, locate_clip, fetch_clip])
-def test_an_unknown_name_lists_the_known_ones(
-    settings: Settings, find: Callable[[str, Settings], Path]
-) -> None:
-    with pytest.raises(UnknownNameError, match="Known: "):
-        find("nonsense", settings)
-
-
-def test_an_export_belongs_to_one_content_of_the_weights(settings: Settings) -> None:
-    weights = put(settings.model_dir, "yolo11n-pose.pt", archive("first"))
-    first = exported_onnx_path(weights, settings)
-    assert first == exported_onnx_path(weights, settings)
-    assert first.parent.is_dir()
-    weights.write_bytes(archive("second, longer"))
-    assert exported_onnx_path(weights, settings) != first
-
-
-def test_the_registry_is_consistent() -> None:
-    files = [*MODELS.values(), *CLIPS.values()]
-    assert len({file.filename for file in files}) == len(files)
-    for file in files:
-        assert file.sources
-        assert all(len(sha256) == 64 for sha256 in file.sha256)
-        assert file.licence in {"Apache-2.0", "AGPL-3.0", "BSD-3-Clause"}
-
-
-@pytest.mark.shared_data
-def test_the_official_bundles_are_recognised(shared_data: Path, settings: Settings) -> None:
-    here = settings.model_copy(update={"model_path": (shared_data / "models",)})
-    states = {file.published.name: file.state for file in model_states(here)}
-    assert states["mediapipe-lite"] is FileState.VERIFIED
-    assert states["mediapipe-full"] is FileState.VERIFIED
-    assert states["yolo11n-pose"] is FileState.UNVERIFIED

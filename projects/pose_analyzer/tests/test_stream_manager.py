@@ -13,8 +13,8 @@ from pose_analyzer.errors import ModelUnavailableError, NoCapacityError, Unknown
 from pose_analyzer.live_stream import MAX_UNSENT, LiveStream
 from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.ports import FrameReceiver
+from pose_analyzer.source_feed import READ_AHEAD_FRAMES
 from pose_analyzer.stream_manager import (
-    FEED_FRAMES,
     ManagerConfig,
     Source,
     StreamManager,
@@ -259,7 +259,7 @@ async def serve_until(it: Rig, stream: LiveStream, done: Callable[[], bool]) -> 
 
 
 async def test_a_file_is_read_no_faster_than_it_is_analysed_and_ends_its_stream() -> None:
-    n_frames, n_read = 3 * FEED_FRAMES, 0
+    n_frames, n_read = 3 * READ_AHEAD_FRAMES, 0
 
     def play(feed: FrameReceiver) -> None:
         nonlocal n_read
@@ -275,12 +275,13 @@ async def test_a_file_is_read_no_faster_than_it_is_analysed_and_ends_its_stream(
     sink = FakeSink()
     it.manager.attach(stream.stream_id, sink)
     await asyncio.sleep(0.1)
-    assert n_read <= FEED_FRAMES + 8
+    assert n_read <= READ_AHEAD_FRAMES + 8
     await serve_until(it, stream, lambda: stream.ended)
     assert stream.n_answered == n_frames
     assert it.analysis.times_s[stream.stream_id] == [n / 30 for n in range(n_frames)]
     assert sink.closed == (1000, "the source has ended")
     assert readers[0].closed.wait(1.0)
+    assert it.manager.pause(stream.stream_id).reason == "the source has ended"
     assert it.manager.get(stream.stream_id).results[-1].frame_index == n_frames - 1
     it.manager.detach(stream.stream_id, sink)
     it.clock.now_s += 31.0
@@ -339,7 +340,7 @@ async def test_a_paused_file_waits_and_loses_nothing() -> None:
     options = StreamOptions(exercise="squat", detector="fake", source="squat.mp4")
     stream = await it.manager.start(options, opened)
     it.manager.pause(stream.stream_id)
-    await serve_until(it, stream, lambda: len(stream.waiting) >= FEED_FRAMES)
+    await serve_until(it, stream, lambda: len(stream.waiting) >= READ_AHEAD_FRAMES)
     it.manager.resume(stream.stream_id)
     await serve_until(it, stream, lambda: stream.ended)
     assert stream.n_answered == 60

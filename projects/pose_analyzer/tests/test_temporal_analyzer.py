@@ -3,73 +3,32 @@
 import copy
 import math
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pose_analyzer.movement_features import FEATURE_INDEX, FEATURE_NAMES
-from pose_analyzer.repetition_evidence import Condition, Observation
-from pose_analyzer.skeletons import ANGLE_INDEX, N_ANGLES
-from pose_analyzer.temporal_analyzer import CounterState, Movement, lose_sight, phase_of, step
+from pose_analyzer.movement_features import FEATURE_NAMES
+from pose_analyzer.skeletons import ANGLE_INDEX
+from pose_analyzer.temporal_analyzer import CounterState, lose_sight, phase_of
 from pose_analyzer.types import Phase
 
-# A power of two, so that shifted times and differences of times are exact.
-DT_S = 1 / 32
-SQUAT = Movement("squat", "hip_height", start=0.0, full=1.0, first_phase="eccentric")
-CURL = replace(SQUAT, exercise="curl", first_phase="concentric")
-few = settings(max_examples=8, deadline=None)
-either = pytest.mark.parametrize("movement", [SQUAT, CURL], ids=["eccentric", "concentric"])
-
-
-def observe(time_s, progress, *, trusted=True, **others):
-    """One frame; the left knee goes from 180 (progress 0) to 80 degrees, its twin is unknown."""
-    features = np.full(len(FEATURE_NAMES), np.nan)
-    features[FEATURE_INDEX["hip_height"]] = progress
-    for name, value in others.items():
-        features[FEATURE_INDEX[name]] = value
-    angles = np.full(N_ANGLES, np.nan)
-    angles[ANGLE_INDEX["left_knee"]] = 180.0 - 100.0 * progress
-    return Observation(float(time_s), features, angles, np.isfinite(angles) & trusted)
-
-
-def observe_all(progress, begin_s=0.0, dt_s=DT_S, **others):
-    return [observe(begin_s + i * dt_s, p, **others) for i, p in enumerate(progress)]
-
-
-def run(movement, observations, state=None):
-    """State after each frame."""
-    states = []
-    state = CounterState() if state is None else state
-    for observation in observations:
-        state = step(movement, state, observation)
-        states.append(state)
-    return states
-
-
-def count(movement, progress, **others):
-    return run(movement, observe_all(progress, **others))[-1].repetitions
-
-
-def line(*corners):
-    """Progress along straight lines between (seconds, progress) corners."""
-    times_s, values = zip(*corners, strict=True)
-    return np.interp(np.arange(times_s[0], times_s[-1] + DT_S / 2, DT_S), times_s, values)
-
-
-def cycles(n, period_s=2.0, rest_s=0.5):
-    """From rest at the start position through `n` cosine cycles to rest."""
-    wave = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(0, n * period_s, DT_S) / period_s)
-    rest = np.zeros(round(rest_s / DT_S))
-    return np.concatenate([rest, wave, rest])
-
-
-def phases(movement, observations):
-    """Phases in order, repeats dropped."""
-    shown = [phase_of(movement, state) for state in run(movement, observations)]
-    return [phase for phase, _ in groupby(shown)]
+from .progress_signals import (
+    CURL,
+    DT_S,
+    SQUAT,
+    count,
+    cycles,
+    either,
+    few,
+    line,
+    observe,
+    observe_all,
+    phases,
+    run,
+)
 
 
 @either
@@ -350,87 +309,6 @@ class TestConcentricFirst:
         states = run(strict, observe_all(np.concatenate([cycles(1), leap])))
         assert states[-1].repetitions == count(strict, cycles(1))
         assert states[-1].n_rejected == 1
-
-
-def profile(**features):
-    """Two seconds' rest, down, rest, up; other features at the (start, full) position."""
-    wave = line((0, 0), (1, 0), (2, 1), (3, 1), (4, 0), (5, 0))
-    values = {name: low + (high - low) * wave for name, (low, high) in features.items()}
-    frames = range(len(wave))
-    return [observe(i * DT_S, wave[i], **{n: v[i] for n, v in values.items()}) for i in frames]
-
-
-class TestConditions:
-    @pytest.mark.parametrize(
-        ("condition", "holds"),
-        [
-            (Condition("knee_deg", at="full", max=100.0), True),
-            (Condition("knee_deg", at="full", min=100.0), False),
-            (Condition("knee_deg", at="start", min=150.0), True),
-            (Condition("knee_deg", at="start", max=150.0), False),
-            (Condition("knee_deg", at="all", statistic="range", min=90.0), True),
-            (Condition("knee_deg", at="all", statistic="range", max=90.0), False),
-            (Condition("knee_deg", at="all", statistic="min", max=85.0), True),
-            (Condition("knee_deg", at="all", statistic="max", max=85.0), False),
-            (Condition("knee_deg", at="all", min=120.0, max=140.0), True),
-            (Condition("elbow_deg", at="full", max=180.0), False),
-            (Condition("elbow_deg", at="all", statistic="range", min=0.0), False),
-        ],
-    )
-    def test_each_kind(self, condition, holds):
-        observations = profile(knee_deg=(180.0, 80.0))
-        state = run(replace(SQUAT, conditions=((condition,),)), observations)[-1]
-        assert len(state.repetitions) == holds
-        assert state.n_rejected == (not holds)
-
-    @pytest.mark.parametrize(
-        ("condition", "holds"),
-        [
-            (Condition("knee_deg", at="full", max=120.0), True),
-            (Condition("knee_deg", at="full", min=120.0), False),
-            (Condition("knee_deg", at="start", min=150.0), True),
-            (Condition("knee_deg", at="start", max=150.0), False),
-            (Condition("knee_deg", at="all", statistic="range", min=60.0), True),
-            (Condition("knee_deg", at="all", statistic="max", max=150.0), False),
-        ],
-    )
-    def test_counted_at_the_full_position_they_are_judged_on_arrival(self, condition, holds):
-        observations = profile(knee_deg=(180.0, 80.0))
-        state = run(replace(CURL, conditions=((condition,),)), observations)[-1]
-        assert len(state.repetitions) == holds
-        assert state.n_rejected == (not holds)
-
-    def test_all_must_hold_and_of_alternatives_one(self):
-        observations = profile(knee_deg=(180.0, 80.0), elbow_deg=(170.0, 170.0))
-        deep = Condition("knee_deg", max=100.0)
-        bent, straight = Condition("elbow_deg", max=90.0), Condition("elbow_deg", min=150.0)
-
-        def counts(*conditions):
-            return bool(run(replace(SQUAT, conditions=conditions), observations)[-1].repetitions)
-
-        assert counts((deep,), (straight,))
-        assert not counts((deep,), (bent,))
-        assert counts((deep,), (bent, straight))
-        assert not counts((bent, Condition("shoulder_deg", max=90.0)))
-
-    def test_a_position_is_judged_by_its_latest_moments(self):
-        # Settles at the bottom: the knee is at 120 on arrival and at 80 when leaving.
-        wave = line((0, 0), (1, 0), (2, 1), (5, 1), (6, 0), (7, 0))
-        knee = np.interp(np.arange(len(wave)) * DT_S, [0, 2, 3, 7], [120.0, 120.0, 80.0, 80.0])
-        observations = [
-            observe(i * DT_S, p, knee_deg=k)
-            for i, (p, k) in enumerate(zip(wave, knee, strict=True))
-        ]
-        settled = replace(SQUAT, conditions=((Condition("knee_deg", max=85.0),),))
-        assert len(run(settled, observations)[-1].repetitions) == 1
-
-    def test_each_repetition_is_judged_by_itself(self):
-        bad, good = profile(knee_deg=(180.0, 150.0)), profile(knee_deg=(180.0, 80.0))
-        later = [replace(o, time_s=o.time_s + 8.0) for o in good]
-        deep = Condition("knee_deg", at="all", statistic="min", max=90.0)
-        state = run(replace(SQUAT, conditions=((deep,),)), bad + later)[-1]
-        assert [r.number for r in state.repetitions] == [1]
-        assert state.repetitions[0].start_s > 8.0
 
 
 def test_progress_runs_either_way():

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from pose_analyzer.vram_governor import (
     GovernorConfig,
-    LimitBatch,
     Resume,
     Shed,
     StreamRank,
@@ -24,6 +23,13 @@ INTERVAL_S = 0.2
 
 
 @dataclass
+class LimitBatch:
+    """Another limit of the batch than before."""
+
+    n_frames: int
+
+
+@dataclass
 class World:
     """A service that does what the governor says, on a card whose fullness is given."""
 
@@ -31,7 +37,6 @@ class World:
     config: GovernorConfig = CONFIG
     time_s: float = 100.0
     log: list = field(default_factory=list)
-    batch: int = CONFIG.max_batch
 
     def __post_init__(self):
         self.state = initial_state(self.config)
@@ -43,7 +48,10 @@ class World:
         if ratio is not None:
             used_bytes = round(ratio * TOTAL_BYTES) + own_bytes(self)
             reading = VramReading(self.time_s, used_bytes, TOTAL_BYTES)
+        before = self.state.batch_limit
         self.state, actions = step(self.config, self.state, reading, list(self.streams.values()))
+        if self.state.batch_limit != before:
+            actions = (LimitBatch(self.state.batch_limit), *actions)
         for action in actions:
             self.apply(action)
         self.log += [(self.time_s, action) for action in actions]
@@ -56,8 +64,6 @@ class World:
 
     def apply(self, action):
         if isinstance(action, LimitBatch):
-            assert action.n_frames != self.batch
-            self.batch = action.n_frames
             return
         is_shed = isinstance(action, Shed)
         for stream_id in action.stream_ids:
@@ -68,6 +74,10 @@ class World:
 
     def when(self, kind):
         return [time_s for time_s, action in self.log if isinstance(action, kind)]
+
+    @property
+    def batch(self):
+        return self.state.batch_limit
 
     @property
     def n_active(self):
@@ -202,7 +212,7 @@ def test_streams_that_end_are_forgotten_and_shed_ones_take_their_place(world, hi
 @pytest.mark.parametrize("max_batch", [1, 8, 64, 1024])
 def test_pressure_halves_the_batch_and_then_sheds(max_batch):
     config = GovernorConfig(max_batch=max_batch)
-    world = World(streams_of([0, 0, 0, 0]), config, batch=max_batch)
+    world = World(streams_of([0, 0, 0, 0]), config)
     actions = world.hold(0.92, 1.2)
     limits = [action.n_frames for action in actions if isinstance(action, LimitBatch)]
     assert limits == sorted(limits, reverse=True)

@@ -58,6 +58,36 @@ class DemoSummary:
     elapsed_s: float
 
 
+class Attendance:
+    """Who was seen, and for how long; a stream that was started anew knows nobody."""
+
+    def __init__(self) -> None:
+        self._earlier: tuple[Person, ...] = ()
+        self._first_s: dict[int, float] = {}
+        self._last: dict[int, tuple[float, Person]] = {}
+        self._frame = -1
+
+    @property
+    def stayed(self) -> tuple[Person, ...]:
+        """As last seen, those who were there for a second or more, on one stream."""
+        return self._earlier + tuple(
+            person
+            for number, (last_s, person) in self._last.items()
+            if last_s - self._first_s[number] >= _MIN_SECONDS_SEEN
+        )
+
+    def note(self, result: Result) -> None:
+        """Take note of the next answer."""
+        if result.frame <= self._frame:
+            self._earlier = self.stayed
+            self._first_s.clear()
+            self._last.clear()
+        self._frame = result.frame
+        for person in result.people:
+            self._first_s.setdefault(person.track_id, result.captured_s)
+            self._last[person.track_id] = result.captured_s, person
+
+
 @app.callback()
 def pose_analyzer_client() -> None:
     """Client of the pose analyzer."""
@@ -114,9 +144,7 @@ async def play(
     """
     fps = info.fps if info.fps > 0 else StreamOptions().fps
     frames = video_frames(job.video)
-    last: dict[int, Person] = {}
-    first_s: dict[int, float] = {}
-    last_s: dict[int, float] = {}
+    attendance = Attendance()
     client = PoseAnalyzerClient(
         job.address,
         job.exercise,
@@ -129,11 +157,7 @@ async def play(
         began_s = time.monotonic()
         paced = frames if job.as_fast_as_possible else at_own_pace(frames)
         async for result in client.stream(paced, drop=not job.as_fast_as_possible):
-            for person in result.people:
-                last[person.track_id] = person
-                first_s.setdefault(person.track_id, result.captured_s)
-                last_s[person.track_id] = result.captured_s
+            attendance.note(result)
             show(result, client.statistics)
         elapsed_s = time.monotonic() - began_s
-    stayed = (last[n] for n in last if last_s[n] - first_s[n] >= _MIN_SECONDS_SEEN)
-    return DemoSummary(client.statistics, tuple(stayed), elapsed_s)
+    return DemoSummary(client.statistics, attendance.stayed, elapsed_s)

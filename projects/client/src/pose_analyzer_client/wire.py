@@ -147,6 +147,8 @@ class StreamInfo(msgspec.Struct, frozen=True):
     """Pictures without an answer, by cause."""
     problem: str | None = None
     """What is wrong with the source; None while nothing is."""
+    reason: str = ""
+    """Why it is in its state; empty while that has not changed."""
 
 
 class StreamList(msgspec.Struct, frozen=True):

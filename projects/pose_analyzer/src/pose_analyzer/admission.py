@@ -110,11 +110,13 @@ def _too_full(config: AdmissionConfig, load: Load) -> str | None:
         return None
     if used_bytes + config.bytes_per_stream < config.vram_high_ratio * total_bytes:
         return None
+    own = ""
+    if config.bytes_per_stream:
+        own = f", and a stream takes {config.bytes_per_stream / _BYTES_PER_GIB:.2f} GiB"
     return (
         f"GPU memory is short: {used_bytes / _BYTES_PER_GIB:.1f} of"
         f" {total_bytes / _BYTES_PER_GIB:.1f} GiB is in use ({used_bytes / total_bytes:.0%}), by"
-        f" this service and other programs, and a stream takes"
-        f" {config.bytes_per_stream / _BYTES_PER_GIB:.2f} GiB; it must stay below"
+        f" this service and other programs{own}; it must stay below"
         f" {config.vram_high_ratio:.0%}. Free memory that other programs hold on this GPU, or try"
         " again later."
     )

@@ -118,6 +118,11 @@ class LiveStream:
         """How answers are written now."""
         return Encoding.JSON if self.sink is None else self.sink.encoding
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether any of its frames is on its way."""
+        return bool(self.waiting or self.n_detecting or self.n_analysing)
+
     def next_frame(
         self, content: FrameContent, captured_s: float | None, received_s: float
     ) -> StreamFrame | DropCause:

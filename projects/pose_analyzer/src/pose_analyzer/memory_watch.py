@@ -13,7 +13,6 @@ from pose_analyzer.stream_types import StreamState
 from pose_analyzer.vram_governor import (
     Action,
     GovernorConfig,
-    Resume,
     Shed,
     StreamRank,
     initial_state,
@@ -72,8 +71,8 @@ class MemoryWatch:
         reading = await asyncio.to_thread(self._read_memory, pipelines[0].device)
         if reading is not None:
             self._metrics.gpu_memory(reading.used_bytes, reading.total_bytes)
-        before, state = self._state.batch_limit, self._state
-        self._state, actions = step(self._config, state, reading, self._ranks())
+        before = self._state.batch_limit
+        self._state, actions = step(self._config, self._state, reading, self._ranks())
         if self._state.batch_limit != before:
             self._metrics.governed("shrink" if self._state.batch_limit < before else "grow")
             log.info("batch_limited", n_frames=self._state.batch_limit)
@@ -109,7 +108,7 @@ class MemoryWatch:
             self._manager.shed(action.stream_ids, action.reason)
             self._metrics.governed("shed")
             log.warning("streams_shed", n_streams=len(action.stream_ids), reason=action.reason)
-        elif isinstance(action, Resume):
+        else:
             self._manager.unshed(action.stream_ids, action.reason)
             self._metrics.governed("resume")
             log.info("streams_resumed", n_streams=len(action.stream_ids), reason=action.reason)

@@ -252,15 +252,20 @@ class YOLOPoseDetector:
             people = decode_people(raw, self._confidence, self._iou)[: self._n_people]
         except ValueError as error:
             raise BackendFailedError(self.name, str(error)) from error
-        return [pose_of_row(row, box) for row in people]
+        return poses_of_rows(people, box)
 
 
-def pose_of_row(row: Float32[np.ndarray, "56"], box: Letterbox) -> Pose:
-    """One person of `decode_people` in pixels of the original image."""
-    keypoints = row[5:].reshape(N_KEYPOINTS, 3).astype(np.float64)
-    return Pose(
-        keypoints_px=box.to_image(keypoints[:, :2]),
-        confidences=keypoints[:, 2].copy(),
-        box_px=box.to_image(row[:4].astype(np.float64).reshape(2, 2)).reshape(4),
-        score=float(row[4]),
-    )
+def poses_of_rows(rows: Float32[np.ndarray, "people 56"], box: Letterbox) -> list[Pose]:
+    """People of `decode_people`, of one image or of several of one size, in its pixels."""
+    values = rows.astype(np.float64)
+    keypoints = values[:, 5:].reshape(-1, N_KEYPOINTS, 3)
+    points_px = box.to_image(keypoints[:, :, :2])
+    boxes_px = box.to_image(values[:, :4].reshape(-1, 2, 2)).reshape(-1, 4)
+    confidences = keypoints[:, :, 2].copy()
+    scores = values[:, 4].tolist()
+    return [
+        Pose(keypoints_px=points, confidences=confidence, box_px=box_px, score=score)
+        for points, confidence, box_px, score in zip(
+            points_px, confidences, boxes_px, scores, strict=True
+        )
+    ]

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import structlog
@@ -25,21 +24,15 @@ from pose_analyzer.ports import (
     SourceReader,
     StreamMetrics,
 )
-from pose_analyzer.stream_types import (
-    DropCause,
-    FrameContent,
-    StreamOptions,
-    StreamState,
-)
+from pose_analyzer.source_feed import SourceFeed
+from pose_analyzer.stream_types import DropCause, StreamOptions, StreamState
 from pose_analyzer.vram_governor import VramReading
-from pose_analyzer.wire import Error, Ready
+from pose_analyzer.wire import Ready
 
 CLOSE_ENDED: Final = 1000
 CLOSE_SHUTDOWN: Final = 1001
 CLOSE_TAKEN_OVER: Final = 4409
 HOUSEKEEPING_S: Final = 0.2
-FEED_FRAMES: Final = 24
-"""Frames of a file read ahead of the detector."""
 
 log = structlog.get_logger()
 
@@ -73,8 +66,8 @@ class ManagerConfig:
 class _Entry:
     stream: LiveStream
     processor: ConcurrentStreamProcessor
+    feed: SourceFeed | None = None
     reader: SourceReader | None = None
-    source_ended: bool = False
     connected_before: bool = False
     shed_reason: str = ""
 
@@ -176,7 +169,8 @@ class StreamManager:
         entry = _Entry(stream, processor)
         self._entries[stream.stream_id] = entry
         if source is not None:
-            entry.reader = source.open(self._feed(entry), pipeline.device)
+            entry.feed = SourceFeed(stream, processor)
+            entry.reader = source.open(entry.feed, pipeline.device)
             entry.reader.start()
         log.info("stream_started", stream_id=stream.stream_id, detector=pipeline.name)
         self._count_streams()
@@ -238,17 +232,11 @@ class StreamManager:
 
     def pause(self, stream_id: str) -> LiveStream:
         """Stop analysing a stream until `resume`."""
-        entry = self._entry(stream_id)
-        entry.stream.paused = True
-        self._after_change(entry, "paused by the client")
-        return entry.stream
+        return self._set_paused(stream_id, "paused by the client", paused=True)
 
     def resume(self, stream_id: str) -> LiveStream:
         """Undo `pause`; a stream that was shed stays so until there is memory."""
-        entry = self._entry(stream_id)
-        entry.stream.paused = False
-        self._after_change(entry, "resumed by the client")
-        return entry.stream
+        return self._set_paused(stream_id, "resumed by the client", paused=False)
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         """Count another exercise from now on, which the caller has checked to exist."""
@@ -289,7 +277,8 @@ class StreamManager:
         now_s = self._clock()
         for entry in tuple(self._entries.values()):
             stream = entry.stream
-            if entry.source_ended and not stream.ended and not self._unanswered(stream):
+            source_ended = entry.feed is not None and entry.feed.ended
+            if source_ended and not stream.ended and not stream.unanswered:
                 self._finish(entry, stream.problem or "the source has ended", CLOSE_ENDED)
             silent_s = 0.0 if stream.silent_since_s is None else now_s - stream.silent_since_s
             fed_by_client = stream.options.source is None
@@ -349,6 +338,13 @@ class StreamManager:
             self._metrics.governed("refuse")
             raise NoCapacityError(decision.reason, decision.retry_after_s)
 
+    def _set_paused(self, stream_id: str, reason: str, *, paused: bool) -> LiveStream:
+        entry = self._entry(stream_id)
+        if not entry.stream.ended:
+            entry.stream.paused = paused
+            self._after_change(entry, reason)
+        return entry.stream
+
     def _after_change(self, entry: _Entry, reason: str) -> None:
         stream = entry.stream
         if stream.state is not StreamState.ACTIVE and not stream.lossless:
@@ -387,64 +383,3 @@ class StreamManager:
 
     def _count_streams(self) -> None:
         self._metrics.streams(Counter(stream.state for stream in self.streams))
-
-    @staticmethod
-    def _unanswered(stream: LiveStream) -> bool:
-        return bool(stream.waiting or stream.n_detecting or stream.n_analysing)
-
-    def _feed(self, entry: _Entry) -> "_LoopFeed":
-        return _LoopFeed(self, entry)
-
-
-class _LoopFeed:
-    """Brings a source's frames from its thread to the event loop."""
-
-    def __init__(self, manager: StreamManager, entry: _Entry) -> None:
-        self._manager = manager
-        self._entry = entry
-        self._loop = asyncio.get_running_loop()
-        self._room = threading.Semaphore(FEED_FRAMES)
-        entry.stream.on_taken = self._room.release
-
-    def on_rate(self, fps: float) -> None:
-        """Sample as a recording of this rate is sampled."""
-        self._call(partial(setattr, self._entry.stream, "source_fps", fps))
-
-    def on_frame(self, time_s: float, content: FrameContent) -> None:
-        """Next frame; for files it returns when there is room for another."""
-        if self._entry.stream.lossless:
-            self._room.acquire()
-        self._call(partial(self._offer, time_s, content))
-
-    def on_problem(self, problem: str | None) -> None:
-        """Say what is wrong; None: all is well again."""
-        self._call(partial(self._set_problem, problem))
-
-    def on_end(self, problem: str | None) -> None:
-        """No more frames; with the reason if that is a failure."""
-        self._call(partial(self._end, problem))
-
-    def _call(self, action: Callable[[], None]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(action)
-        except RuntimeError:
-            # The loop has been closed while the source was still delivering.
-            log.debug("source_outlived_service", stream_id=self._entry.stream.stream_id)
-
-    def _offer(self, time_s: float, content: FrameContent) -> None:
-        if not self._entry.stream.ended:
-            self._entry.processor.offer(self._entry.stream, content, time_s)
-        else:
-            self._room.release()
-
-    def _set_problem(self, problem: str | None) -> None:
-        stream = self._entry.stream
-        stream.problem = problem
-        if problem is None:
-            stream.tell_state("the source is back")
-        else:
-            stream.tell(Error(code="source-lost", detail=problem))
-
-    def _end(self, problem: str | None) -> None:
-        self._entry.stream.problem = problem
-        self._entry.source_ended = True

@@ -91,13 +91,6 @@ class StreamRank:
 
 
 @dataclass(frozen=True, slots=True)
-class LimitBatch:
-    """Take at most so many frames at once."""
-
-    n_frames: int
-
-
-@dataclass(frozen=True, slots=True)
 class Shed:
     """Let these streams wait, least important first, and tell their clients why."""
 
@@ -113,7 +106,7 @@ class Resume:
     reason: str
 
 
-Action = LimitBatch | Shed | Resume
+Action = Shed | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +114,7 @@ class GovernorState:
     """What is remembered between readings; begin with `initial_state`."""
 
     batch_limit: int
+    """Take at most so many frames at once."""
     pressure_since_s: float | None = None
     """First of the readings under pressure that led up to now."""
     calm_since_s: float | None = None
@@ -160,9 +154,9 @@ def step(
     Returns
     -------
     tuple
-        The next state, and the actions in the order in which to carry them out. None while the
-        memory is not known, nor between the thresholds, with one exception: where fewer than
-        `GovernorConfig.min_active` streams are left active, shed ones take the free places.
+        The next state, whose `batch_limit` holds from now on, and what becomes of streams: nothing
+        while the memory is not known, nor between the thresholds, with one exception: where fewer
+        than `GovernorConfig.min_active` streams are left active, shed ones take the free places.
     """
     if reading is None:
         return replace(state, pressure_since_s=None, calm_since_s=None), ()
@@ -212,25 +206,22 @@ def _relieve(
     lasted: bool,
 ) -> tuple[GovernorState, tuple[Action, ...]]:
     """Under pressure: halve the batch; once pressure has lasted, shed the least important."""
-    actions: list[Action] = []
     # Readings that come late must not delay the shedding: it never waits for the last halving.
     n_frames = config.min_batch if lasted else max(config.min_batch, state.batch_limit // 2)
-    if n_frames < state.batch_limit:
-        actions.append(LimitBatch(n_frames))
-        state = replace(state, batch_limit=n_frames)
+    state = replace(state, batch_limit=min(state.batch_limit, n_frames))
     n_streams = min(max(1, len(active) // 4), len(active) - config.min_active)
     n_vain = _n_vain_sheds(config, state, reading)
     due = lasted and reading.time_s - state.last_shed_s >= config.shed_interval_s
-    if due and n_streams > 0 and n_vain < config.max_vain_sheds:
-        ids = tuple(stream.stream_id for stream in active[:n_streams])
-        actions.append(Shed(ids, _why_shed(config, reading)))
-        state = replace(
-            state,
-            last_shed_s=reading.time_s,
-            used_when_shed_bytes=reading.used_bytes,
-            n_vain_sheds=n_vain,
-        )
-    return state, tuple(actions)
+    if not due or n_streams <= 0 or n_vain >= config.max_vain_sheds:
+        return state, ()
+    state = replace(
+        state,
+        last_shed_s=reading.time_s,
+        used_when_shed_bytes=reading.used_bytes,
+        n_vain_sheds=n_vain,
+    )
+    ids = tuple(stream.stream_id for stream in active[:n_streams])
+    return state, (Shed(ids, _why_shed(config, reading)),)
 
 
 def _n_vain_sheds(config: GovernorConfig, state: GovernorState, reading: VramReading) -> int:
@@ -257,8 +248,7 @@ def _relax(
     if state.batch_limit == config.max_batch or waited_s < config.grow_interval_s:
         return state, ()
     n_frames = min(config.max_batch, 2 * state.batch_limit)
-    state = replace(state, batch_limit=n_frames, last_relaxed_s=now_s)
-    return state, (LimitBatch(n_frames),)
+    return replace(state, batch_limit=n_frames, last_relaxed_s=now_s), ()
 
 
 def _resumed(

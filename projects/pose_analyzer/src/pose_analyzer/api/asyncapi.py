@@ -20,6 +20,20 @@ _PICTURE: Final = {
     "payload": {"type": "string", "format": "binary"},
 }
 
+_HANDSHAKE: Final = {
+    "method": "GET",
+    "headers": {
+        "type": "object",
+        "properties": {
+            "Sec-WebSocket-Protocol": {
+                "type": "string",
+                "enum": [wire.JSON_SUBPROTOCOL, wire.MSGPACK_SUBPROTOCOL],
+            }
+        },
+    },
+    "bindingVersion": "0.1.0",
+}
+
 
 def asyncapi_document(version: str) -> dict[str, Any]:
     """Describe both directions of ``/stream/{stream_id}``.
@@ -50,7 +64,7 @@ def asyncapi_document(version: str) -> dict[str, Any]:
                     "Picture": {"$ref": "#/components/messages/Picture"},
                     **{name: {"$ref": f"#/components/messages/{name}"} for name in messages},
                 },
-                "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+                "bindings": {"ws": _HANDSHAKE},
             }
         },
         "operations": {

@@ -21,15 +21,16 @@ from pose_analyzer.api.problems import install_problem_handlers
 from pose_analyzer.api.routes import router
 from pose_analyzer.api.stream_routes import router as stream_router
 from pose_analyzer.api.streaming import router as websocket_router
-from pose_analyzer.backends import create_detector, create_pipeline, resolve_model
-from pose_analyzer.errors import InvalidExerciseError
+from pose_analyzer.backends import check_detector, create_detector, create_pipeline, resolve_model
+from pose_analyzer.errors import InvalidExerciseError, UnknownNameError
 from pose_analyzer.exercises import Exercise, load_exercises
-from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis
+from pose_analyzer.live_analysis import FirstHereAnalysis, LocalAnalysis, ProcessAnalysis
 from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.model_files import MODELS, locate_model
 from pose_analyzer.ports import FramePipeline, LiveAnalysis, PoseDetector
 from pose_analyzer.settings import Settings
+from pose_analyzer.sources.allow_list import entries_without_effect
 from pose_analyzer.stream_manager import ManagerConfig, MemoryReader, StreamManager
 from pose_analyzer.vram_governor import VramReading
 from shared_utils.body_limit import BodyLimit
@@ -174,7 +175,16 @@ def _tell_of_defect(chore: asyncio.Task[None]) -> None:
 
 
 class Server(uvicorn.Server):
-    """Tells the clients of live streams why they are disconnected, before uvicorn does it."""
+    """Uvicorn for live streams: little waits in its sockets, and nobody is left without a word."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; connections inherit what is set here."""
+        await super().startup(sockets)
+        if _NOTSENT_OPTION is None:
+            return
+        for server in self.servers:
+            for listener in server.sockets:
+                listener.setsockopt(socket.IPPROTO_TCP, _NOTSENT_OPTION, _MAX_NOTSENT_BYTES)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End all streams, then the server."""
@@ -187,6 +197,9 @@ class Server(uvicorn.Server):
 
 
 _FAREWELL_S: Final = 0.2
+# Linux would keep megabytes, half a minute of answers, for somebody who reads slowly.
+_MAX_NOTSENT_BYTES: Final = 16_384
+_NOTSENT_OPTION: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _TRIM_EVERY_S: Final = 15.0
 # Python's 5 ms would let a detector's thread wait that long for the event loop's.
 _SWITCH_INTERVAL_S: Final = 0.0005
@@ -216,10 +229,13 @@ def main(
     give_memory_back()
     try:
         settings = read_settings(Settings)
+        check_detector(settings.detector)
         app = create_app(settings)
-    except (InvalidSettingError, InvalidExerciseError) as error:
+    except (InvalidSettingError, InvalidExerciseError, UnknownNameError) as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
         raise typer.Exit(2) from error
+    for problem in entries_without_effect(settings.allowed_sources):
+        log.warning("allowed_source_without_effect", problem=problem)
     log.info("service_begins", url=f"http://{host}:{port}")
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     Server(server_config(app, host, port)).run()
@@ -241,9 +257,10 @@ def _analysis(settings: Settings, exercises: dict[str, Exercise]) -> LiveAnalysi
     n_processes = settings.analysis_processes
     if n_processes is None:
         n_processes = min(n_usable_cores() // _CORES_PER_ANALYSIS_PROCESS, _MAX_ANALYSIS_PROCESSES)
+    here = LocalAnalysis(tuple(exercises.values()))
     if n_processes == 0:
-        return LocalAnalysis(tuple(exercises.values()))
-    return ProcessAnalysis(tuple(exercises.values()), n_processes)
+        return here
+    return FirstHereAnalysis(here, ProcessAnalysis(tuple(exercises.values()), n_processes))
 
 
 def _limits(settings: Settings) -> ManagerConfig:

@@ -7,11 +7,12 @@ from typing import Final
 from anyio import to_thread
 from fastapi import APIRouter, UploadFile
 
-from pose_analyzer.api.dependencies import DetectorNameDep, DetectorsDep, SettingsDep
+from pose_analyzer.api.dependencies import DetectorNameDep, DetectorsDep, ManagerDep, SettingsDep
 from pose_analyzer.api.schemas import Detection, Gpu, Health, LoadedDetector, ModelInfo, Person
 from pose_analyzer.api.uploads import decode_image
 from pose_analyzer.form_session import PoseObservation, SessionConfig, initial_state, step
 from pose_analyzer.model_files import model_states
+from pose_analyzer.ports import FramePipeline, PoseDetector
 from pose_analyzer.types import Pose
 from shared_utils.gpu import read_gpus
 from shared_utils.problems import documented_problems
@@ -31,15 +32,16 @@ router = APIRouter()
 
 
 @router.get("/health")
-def health(settings: SettingsDep, detectors: DetectorsDep) -> Health:
+def health(settings: SettingsDep, detectors: DetectorsDep, manager: ManagerDep) -> Health:
     """Tell versions, device and which models are here."""
+    loaded: list[PoseDetector | FramePipeline] = [*detectors.loaded, *manager.pipelines]
     gpus = [Gpu.model_validate(gpu, from_attributes=True) for gpu in read_gpus()]
     return Health(
         status="ok",
         versions={name: _version(name) for name in REPORTED_PACKAGES},
         device="cuda" if gpus else "cpu",
         gpus=gpus,
-        detectors=[LoadedDetector(name=item.name, device=item.device) for item in detectors.loaded],
+        detectors=[LoadedDetector(name=item.name, device=item.device) for item in loaded],
         models=[
             ModelInfo(name=file.published.name, licence=file.published.licence, state=file.state)
             for file in model_states(settings)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -29,6 +30,20 @@ from shared_utils.problems import documented_problems
 
 _MAX_PAGE: Final = 1000
 _MAX_FRAME_INDEX: Final = 2**53
+
+# FastAPI would tell of a 422 in a form of its own.
+_STREAM_PROBLEMS: Final = documented_problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
+_RESULT_PAGE: Final = {
+    "type": "object",
+    "required": ["results", "next"],
+    "properties": {
+        "results": {
+            "type": "array",
+            "items": {"type": "object", "description": "A `Result` of /asyncapi.json."},
+        },
+        "next": {"type": "integer", "description": "The next request's `since`."},
+    },
+}
 
 router = APIRouter(tags=["streams"])
 
@@ -85,7 +100,7 @@ async def list_streams(manager: ManagerDep) -> StreamList:
     return StreamList(streams=[StreamInfo.of(stream) for stream in manager.streams])
 
 
-@router.get("/stream/{stream_id}", responses=documented_problems(HTTPStatus.NOT_FOUND))
+@router.get("/stream/{stream_id}", responses=_STREAM_PROBLEMS)
 async def show_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
     """One stream."""
     return StreamInfo.of(manager.get(stream_id))
@@ -93,7 +108,10 @@ async def show_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
 
 @router.get(
     "/stream/{stream_id}/results",
-    responses=documented_problems(HTTPStatus.NOT_FOUND),
+    responses={
+        **_STREAM_PROBLEMS,
+        HTTPStatus.OK.value: {"content": {"application/json": {"schema": _RESULT_PAGE}}},
+    },
     response_class=Response,
     response_model=None,
 )
@@ -115,13 +133,13 @@ async def list_results(
     return Response(msgspec.json.encode(page), media_type="application/json")
 
 
-@router.post("/stream/{stream_id}/pause", responses=documented_problems(HTTPStatus.NOT_FOUND))
+@router.post("/stream/{stream_id}/pause", responses=_STREAM_PROBLEMS)
 async def pause_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
     """Drop the stream's frames until it is resumed."""
     return StreamInfo.of(manager.pause(stream_id))
 
 
-@router.post("/stream/{stream_id}/resume", responses=documented_problems(HTTPStatus.NOT_FOUND))
+@router.post("/stream/{stream_id}/resume", responses=_STREAM_PROBLEMS)
 async def resume_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
     """Analyse the stream's frames again."""
     return StreamInfo.of(manager.resume(stream_id))
@@ -130,14 +148,14 @@ async def resume_stream(stream_id: str, manager: ManagerDep) -> StreamInfo:
 @router.delete(
     "/stream/{stream_id}",
     status_code=HTTPStatus.NO_CONTENT,
-    responses=documented_problems(HTTPStatus.NOT_FOUND),
+    responses=_STREAM_PROBLEMS,
 )
 async def end_stream(stream_id: str, manager: ManagerDep) -> None:
     """End the stream and forget its results."""
     manager.end(stream_id, "ended by the client")
 
 
-@router.get("/metrics", response_class=Response, response_model=None)
+@router.get("/metrics", response_class=PlainTextResponse, response_model=None)
 async def metrics(collectors: MetricsDep) -> Response:
     """Prometheus metrics of this process."""
     return Response(generate_latest(collectors.registry), media_type=CONTENT_TYPE_LATEST)

@@ -61,6 +61,8 @@ class StreamInfo(Answer):
 
     stream_id: str
     state: StreamState
+    reason: str
+    """Why it is in that state, as last told; empty while it has not changed."""
     connected: bool
     exercise: str
     detector: str
@@ -80,6 +82,7 @@ class StreamInfo(Answer):
         return cls(
             stream_id=stream.stream_id,
             state=stream.state,
+            reason=stream.reason,
             connected=stream.sink is not None,
             exercise=stream.exercise,
             detector=stream.options.detector,

@@ -2,6 +2,7 @@
 
 from pose_analyzer.backends.factory import (
     DETECTOR_NAMES,
+    check_detector,
     create_detector,
     create_pipeline,
     resolve_model,
@@ -13,6 +14,7 @@ __all__ = [
     "DETECTOR_NAMES",
     "MediaPipePoseDetector",
     "OnnxBackend",
+    "check_detector",
     "create_detector",
     "create_pipeline",
     "export_onnx",

@@ -80,6 +80,18 @@ def create_detector(
     return _yolo(path, name, settings, mode, n_people)
 
 
+def check_detector(name: str) -> None:
+    """Make sure that this may be a detector, without looking for any file.
+
+    Raises
+    ------
+    UnknownNameError
+        Neither one of `DETECTOR_NAMES` nor the path of a .pt or .onnx file.
+    """
+    if name not in DETECTOR_NAMES and Path(name).suffix not in _MODEL_SUFFIXES:
+        raise UnknownNameError("detector", name, DETECTOR_NAMES)
+
+
 def create_pipeline(model: str, settings: Settings) -> FramePipeline:
     """Make what detects people for many live streams at once.
 

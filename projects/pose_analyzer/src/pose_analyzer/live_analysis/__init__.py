@@ -1,10 +1,11 @@
-"""Where the sessions of live streams run: in one thread, or in processes that share the streams.
+"""Where the sessions of live streams run: in the service's thread, or in processes.
 
-A step takes half a millisecond of Python per person. With processes, this one only packs, sends,
-receives and resolves.
+A step takes half a millisecond of Python per person. A process on the way costs a lone stream as
+much again; many streams need several.
 """
 
+from pose_analyzer.live_analysis.first_here import FirstHereAnalysis
 from pose_analyzer.live_analysis.in_processes import ProcessAnalysis
-from pose_analyzer.live_analysis.in_thread import LocalAnalysis
+from pose_analyzer.live_analysis.in_service import LocalAnalysis
 
-__all__ = ["LocalAnalysis", "ProcessAnalysis"]
+__all__ = ["FirstHereAnalysis", "LocalAnalysis", "ProcessAnalysis"]

@@ -1,20 +1,16 @@
-"""Sessions of live streams in one thread of this process: enough for a few streams."""
+"""Sessions of live streams where the service runs: no way there and back, for a few streams."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from concurrent.futures import Future
 
 from pose_analyzer.exercises import Exercise, select_exercises
 from pose_analyzer.live_analysis.session import LiveSession
 from pose_analyzer.stream_types import AnalysedFrame, Encoding
 from pose_analyzer.types import Pose
 
-MAX_BACKLOG: Final = 16
-"""Frames not answered, from which on streams' frames wait and become stale."""
-
 
 class LocalAnalysis:
-    """Sessions in one thread of this process; see `ports.LiveAnalysis`.
+    """Sessions in the caller's thread, which waits; see `ports.LiveAnalysis`.
 
     Parameters
     ----------
@@ -25,9 +21,11 @@ class LocalAnalysis:
     def __init__(self, exercises: tuple[Exercise, ...]) -> None:
         self._exercises = {exercise.name: exercise for exercise in exercises}
         self._sessions: dict[str, LiveSession] = {}
-        self._thread = ThreadPoolExecutor(1, "analysis")
-        self._n_asked = 0
-        self._n_answered = 0
+
+    @property
+    def n_streams(self) -> int:
+        """How many streams live here."""
+        return len(self._sessions)
 
     def open(self, stream_id: str, exercise: str) -> None:
         """Begin a session.
@@ -50,7 +48,7 @@ class LocalAnalysis:
             There is no such session.
         """
         selected = select_exercises(self._exercises, exercise)
-        self._thread.submit(self._sessions[stream_id].change_exercises, selected)
+        self._sessions[stream_id].change_exercises(selected)
 
     def analyse(
         self,
@@ -60,38 +58,37 @@ class LocalAnalysis:
         poses: Sequence[Pose],
         encoding: Encoding,
     ) -> "Future[AnalysedFrame]":
-        """Follow everybody one frame further.
+        """Follow everybody one frame further, at once.
 
         Returns
         -------
         Future
-            `BackendFailedError` if the frame is not newer than the one before.
+            Done. `BackendFailedError` if the frame is not newer than the one before.
 
         Raises
         ------
         KeyError
             There is no such session.
         """
+        answer: Future[AnalysedFrame] = Future()
         session = self._sessions[stream_id]
-        self._n_asked += 1
-        future = self._thread.submit(session.analyse, frame_index, time_s, poses, encoding)
-        future.add_done_callback(self._count_answer)
-        return future
+        try:
+            answer.set_result(session.analyse(frame_index, time_s, poses, encoding))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the answer
+            answer.set_exception(error)
+        return answer
 
     def send(self) -> None:
         """Nothing is held back."""
 
-    def has_room(self, stream_id: str) -> bool:  # noqa: ARG002 - one thread for all
-        """Whether the thread keeps up."""
-        return self._n_asked - self._n_answered < MAX_BACKLOG
+    def has_room(self, stream_id: str) -> bool:  # noqa: ARG002 - nothing waits here
+        """Whether the analysis keeps up: it does, the caller waits for it."""
+        return True
 
     def end(self, stream_id: str) -> None:
-        """Forget a session; frames on their way are still answered."""
+        """Forget a session."""
         self._sessions.pop(stream_id, None)
 
-    def _count_answer(self, _: "Future[AnalysedFrame]") -> None:
-        self._n_answered += 1
-
     def close(self) -> None:
-        """Finish what is in progress."""
-        self._thread.shutdown()
+        """Forget everything."""
+        self._sessions.clear()

@@ -63,6 +63,18 @@ def resolve_source(source: str, allowed: tuple[str, ...]) -> AllowedSource:
     return _file(source, [entry for entry in allowed if entry and "://" not in entry])
 
 
+def entries_without_effect(allowed: tuple[str, ...]) -> list[str]:
+    """What is wrong with entries that allow nothing, without any user or password."""
+    problems = []
+    for number, entry in enumerate(allowed, start=1):
+        if "://" in entry:
+            if _parse(entry) is None:
+                problems.append(f"entry {number} is not an rtsp:// or rtsps:// address")
+        elif not Path(entry).is_dir():
+            problems.append(f"entry {number}, {entry!r}, is no folder here")
+    return problems
+
+
 def _file(source: str, folders: list[str]) -> AllowedSource:
     paths = [path for folder in folders if (path := _below(folder, source)) is not None]
     for path in paths:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -38,7 +37,7 @@ from pose_analyzer.sources.video_file import (
     read_orientation,
     square_pixel_size,
 )
-from pose_analyzer.stream_types import FrameContent
+from pose_analyzer.stream_types import DevicePicture, FrameContent
 
 # Interleaved in the one TCP connection: nothing gets lost, and firewalls let it pass. No option
 # against buffering: packets read while the stream was examined are decoded in no time, and without
@@ -218,7 +217,7 @@ class _CameraReader(LiveSource):
             if not container.streams.video:
                 raise _CameraLostError("it sends no video.")
             stream = container.streams.video[0]
-            self._clock.restart()
+            self._clock.restart(stream.time_base)
             delivery = _Delivery(self._decoder(stream), self._deliver)
             try:
                 for packet in self._packets(container, stream):
@@ -268,9 +267,9 @@ class _CameraReader(LiveSource):
     def _decoder(self, stream: VideoStream) -> "PictureDecoder":
         if self._device == "cpu":
             return _SoftwareDecoder(stream)
-        return NvdecDecoder(stream, self._device, low_latency=True)
+        return _GpuDecoder(NvdecDecoder(stream, self._device, low_latency=True))
 
-    def _deliver(self, stamp: Fraction | None, picture: Callable[[], FrameContent]) -> None:
+    def _deliver(self, stamp: int | None, picture: Callable[[], FrameContent]) -> None:
         now_s = time.monotonic()
         time_s = self._clock.time_s(stamp, now_s)
         if time_s is None or self._stop.is_set():
@@ -295,9 +294,26 @@ class PictureDecoder(Protocol):
 
     def decode(
         self, packet: VideoPacket
-    ) -> Iterator[tuple[Fraction | None, Callable[[], FrameContent]]]:
-        """Pictures that are complete now: time stamp in seconds and how to get the picture."""
+    ) -> Iterator[tuple[int | None, Callable[[], FrameContent]]]:
+        """Pictures that are complete now: stamp in the track's time base, how to get them."""
         ...
+
+
+class _GpuDecoder:
+    """NVDEC, whose pictures are converted at once: the next packet overwrites them."""
+
+    def __init__(self, decoder: NvdecDecoder) -> None:
+        self._decoder = decoder
+
+    def decode(
+        self, packet: VideoPacket
+    ) -> Iterator[tuple[int | None, Callable[[], FrameContent]]]:
+        for stamp, picture in self._decoder.decode((packet,)):
+            yield stamp, partial(_itself, picture)
+
+
+def _itself(picture: DevicePicture) -> DevicePicture:
+    return picture
 
 
 class _SoftwareDecoder:
@@ -313,17 +329,14 @@ class _SoftwareDecoder:
 
     def decode(
         self, packet: VideoPacket
-    ) -> Iterator[tuple[Fraction | None, Callable[[], FrameContent]]]:
+    ) -> Iterator[tuple[int | None, Callable[[], FrameContent]]]:
         try:
             pictures = self._context.decode(packet)
         except av.error.FFmpegError:
             return  # damaged; the next key picture mends it
         for picture in pictures:
             if not picture.is_corrupt:
-                stamp = None
-                if picture.pts is not None and picture.time_base is not None:
-                    stamp = Fraction(picture.pts * picture.time_base)
-                yield stamp, partial(self._convert, picture)
+                yield picture.pts, partial(self._convert, picture)
 
     def _convert(self, picture: VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         if self._to_bgr is None:
@@ -342,7 +355,7 @@ class _Delivery:
     def __init__(
         self,
         decoder: PictureDecoder,
-        deliver: Callable[[Fraction | None, Callable[[], FrameContent]], None],
+        deliver: Callable[[int | None, Callable[[], FrameContent]], None],
     ) -> None:
         self._decoder = decoder
         self._deliver = deliver

@@ -7,9 +7,9 @@ and logs the reason.
 
 import ctypes
 import importlib
-from collections.abc import Callable, Iterator
-from fractions import Fraction
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +47,8 @@ _CODECS: Final = {
 }
 _EIGHT_BIT_420: Final = ("yuv420p", "yuvj420p")
 _FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
+# Packets of a file between two waits for the GPU. More costs memory and wins little.
+_PACKETS_AT_ONCE: Final = 4
 
 
 class NvdecUnsuitableError(PoseAnalyzerError):
@@ -121,24 +123,30 @@ class NvdecDecoder:
             raise NvdecUnsuitableError(reason)
         import torch  # noqa: PLC0415 - an optional extra
 
-        from pose_analyzer.sources.nv12 import Nv12ToRgb  # noqa: PLC0415 - imports torch
+        from pose_analyzer.sources.nv12 import (  # noqa: PLC0415 - imports torch
+            Nv12ToRgb,
+            open_nv12_kernel,
+        )
 
         codec, rewriting = _CODECS[stream.codec_context.name]
         self._nvc = nvc = _library()
         self._errors = (nvc.PyNvVCException, nvc.PyNvVCExceptionUnsupported, RuntimeError)
         self._rewrite = None if rewriting is None else BitStreamFilterContext(rewriting, stream)
-        self._time_base = stream.time_base or Fraction(0)
-        self._low_latency = low_latency
+        self._flag = int(nvc.VideoPacketFlag.ENDOFPICTURE) if low_latency else 0
         self._to_rgb = Nv12ToRgb(
             int(stream.codec_context.colorspace),
             full_range=int(stream.codec_context.color_range) == _FULL_RANGE
             or stream.codec_context.pix_fmt == "yuvj420p",
             device=device,
             turned=orientation,
+            kernel=open_nv12_kernel(device),
         )
+        self._dense_shape: Any = None
         self._torch: Any = torch
         # Not the default stream: decoders would wait there for each other and for the network.
         self._stream = self._torch.cuda.Stream(device)
+        # A wait for it lets the processor do something else; one for the stream keeps it busy.
+        self._done = self._torch.cuda.Event(blocking=True)
         latency = nvc.DisplayDecodeLatencyType
         try:
             self._decoder = nvc.CreateDecoder(
@@ -153,65 +161,72 @@ class NvdecDecoder:
             raise NvdecUnsuitableError(_first_line(error)) from error
 
     def decode(
-        self, packet: VideoPacket | None
-    ) -> Iterator[tuple[Fraction | None, Callable[[], DevicePicture]]]:
-        """Pictures that are complete now; those still inside for None.
+        self, packets: Iterable[VideoPacket | None]
+    ) -> list[tuple[int | None, DevicePicture]]:
+        """Pictures that are complete after these packets; those still inside for None.
 
-        Yields
-        ------
-        Fraction or None, callable
-            Time stamp in seconds; the picture.
+        Every step of Python here is taken under the lock that all sources share, thousands of
+        times a second.
+
+        Returns
+        -------
+        list of tuple
+            Time stamp in the track's time base, None if there is none; the picture.
         """
-        for part in self._rewritten(packet):
-            for stamp, picture in self._decode(part):
-                yield stamp, partial(_itself, picture)
-
-    def _rewritten(self, packet: VideoPacket | None) -> Iterator[VideoPacket | None]:
-        if packet is not None and not packet.size:
-            packet = None
-        if self._rewrite is None:
-            yield packet
-            return
-        try:
-            packets: list[Any] = self._rewrite.filter(packet)
-        except av.error.FFmpegError:
-            return  # damaged; the next key picture mends it
-        yield from packets
-        if packet is None:
-            yield None
-
-    def _decode(self, packet: VideoPacket | None) -> list[tuple[Fraction | None, DevicePicture]]:
-        data = self._nvc.PacketData()
-        if packet is not None:
-            # The decoder copies the bytes before it returns.
-            data.bsl_data, data.bsl = packet.buffer_ptr, packet.buffer_size
-            data.pts = packet.pts or 0
-            if self._low_latency:
-                data.decode_flag = self._nvc.VideoPacketFlag.ENDOFPICTURE
-        has_stamp = packet is None or packet.pts is not None
+        found: list[tuple[int | None, DevicePicture]] = []
         try:
             with self._torch.cuda.stream(self._stream):
-                # The next call overwrites the surfaces, in the order of this stream.
-                found = [
-                    (
-                        surface.getPTS() * self._time_base if has_stamp else None,
-                        self._picture(self._torch.from_dlpack(surface)),
-                    )
-                    for surface in self._decoder.Decode(data)
-                ]
+                for packet in packets:
+                    for part in self._rewritten(packet):
+                        self._decode(part, found)
+                if found:
+                    self._done.record(self._stream)
             if found:
-                self._stream.synchronize()
+                self._done.synchronize()
         except self._errors as error:
             raise NvdecUnsuitableError(_first_line(error)) from error
         return found
 
-    def _picture(self, nv12: Any) -> DevicePicture:  # noqa: ANN401 - torch may not be there
-        rgb = self._to_rgb(nv12)
+    def _rewritten(self, packet: VideoPacket | None) -> list[VideoPacket | None]:
+        if packet is not None and not packet.size:
+            packet = None
+        if self._rewrite is None:
+            return [packet]
+        try:
+            packets: list[Any] = self._rewrite.filter(packet)
+        except av.error.FFmpegError:
+            return []  # damaged; the next key picture mends it
+        return packets if packet is not None else [*packets, None]
+
+    def _decode(
+        self, packet: VideoPacket | None, found: list[tuple[int | None, DevicePicture]]
+    ) -> None:
+        data = self._nvc.PacketData()
+        has_stamp = True
+        if packet is not None:
+            # The decoder copies the bytes before it returns.
+            data.bsl_data, data.bsl = packet.buffer_ptr, packet.buffer_size
+            stamp = packet.pts
+            has_stamp = stamp is not None
+            data.pts = stamp or 0
+            data.decode_flag = self._flag
+        # The next call overwrites the surfaces, in the order of this decoder's stream.
+        for surface in self._decoder.Decode(data):
+            picture = self._picture(surface)
+            found.append((surface.getPTS() if has_stamp else None, picture))
+
+    def _picture(self, surface: Any) -> DevicePicture:  # noqa: ANN401 - torch may not be there
+        shape = surface.shape
+        if shape == self._dense_shape:
+            rgb = self._to_rgb.at(surface.GetPtrToPlane(0), shape[0] * 2 // 3, shape[1])
+        else:
+            nv12 = self._torch.from_dlpack(surface)
+            rgb = self._to_rgb(nv12)
+            # A tensor of each surface costs more than the conversion, so only the first is asked.
+            dense = nv12.is_contiguous() and nv12.data_ptr() == surface.GetPtrToPlane(0)
+            if self._to_rgb.has_kernel and dense:
+                self._dense_shape = shape
         return DevicePicture(rgb, rgb.shape[1], rgb.shape[2])
-
-
-def _itself(picture: DevicePicture) -> DevicePicture:
-    return picture
 
 
 class NvdecFileSource(VideoFileSource):
@@ -264,13 +279,15 @@ class NvdecFileSource(VideoFileSource):
             if container.format.name == "avi":
                 raise NvdecUnsuitableError("AVI files hold no presentation times.")
             decoder = NvdecDecoder(stream, self._device, self._orientation)
+            clock.restart(stream.time_base)
+            packets = _packets(container.demux(stream), self._tell)
             try:
-                for packet in _packets(container.demux(stream), self._tell):
-                    for stamp, picture in decoder.decode(packet):
+                while group := list(islice(packets, _PACKETS_AT_ONCE)):
+                    for stamp, picture in decoder.decode(group):
                         time_s = clock.time_s(stamp, n_pictures * period_s)
                         if time_s is not None:
                             n_pictures += 1
-                            yield time_s, picture()
+                            yield time_s, picture
             except NvdecUnsuitableError as error:
                 if n_pictures:
                     raise UnreadableSourceError(self._path.name, error.reason) from error

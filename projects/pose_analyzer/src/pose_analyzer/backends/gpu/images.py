@@ -95,7 +95,7 @@ class PictureDecoder:
         Raises
         ------
         torch.OutOfMemoryError, RuntimeError
-            See `gpu_memory.is_out_of_memory`.
+            See `memory.is_out_of_memory`.
         """
         files: dict[int, tuple[torch.Tensor, JpegHeader]] = {}
         for index, frame in enumerate(frames):

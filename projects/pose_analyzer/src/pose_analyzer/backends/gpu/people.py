@@ -259,10 +259,13 @@ def find_people(
     return torch.cat([n_kept[:, None].float(), people.flatten(1)], dim=1)
 
 
-def rows_of(values: Float[np.ndarray, "values"]) -> Float[np.ndarray, "people 56"]:
-    """The people of one image that `find_people` found, best first."""
-    n_people = int(values[0])
-    return values[1:].reshape(MAX_PEOPLE, N_COLUMNS)[:n_people]
+def rows_of(
+    values: Float[np.ndarray, "images values"],
+) -> tuple[Float[np.ndarray, "people 56"], list[int]]:
+    """What `find_people` found: everybody, image by image, best first, and how many in each."""
+    n_people = values[:, 0].astype(np.int64)
+    rows = values[:, 1:].reshape(-1, MAX_PEOPLE, N_COLUMNS)
+    return rows[np.arange(MAX_PEOPLE) < n_people[:, None]], n_people.tolist()
 
 
 def _next_below(threshold: float) -> float:

@@ -165,7 +165,7 @@ def _try_kernels(kernels: Kernels, plain: Kernels, options: NetworkOptions) -> N
     _compare(kernels.suppress(corners, scores, 0.5, 0.45), suppress(corners, scores, 0.5, 0.45))
 
 
-def _compare(found: Any, expected: Any) -> None:  # noqa: ANN401 - two of `gpu_people.Kept`
+def _compare(found: Any, expected: Any) -> None:  # noqa: ANN401 - two of `people.Kept`
     n_people = expected[1]
     if not torch.equal(found[1].int(), n_people.int()):
         raise ArithmeticError("the suppression kernel differs from plain torch")

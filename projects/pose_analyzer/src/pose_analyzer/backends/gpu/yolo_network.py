@@ -85,7 +85,7 @@ class PoseNetwork:
 
     @torch.inference_mode()
     def people(self, images: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n values"]:
-        """People of each image, see `gpu_people.find_people`."""
+        """People of each image, see `people.find_people`."""
         output = self._module(images)
         options = self.options
         return find_people(self._head, output, options.confidence, options.iou, options.suppress)
