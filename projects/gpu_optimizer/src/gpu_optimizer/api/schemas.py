@@ -33,7 +33,8 @@ class RunRequest(BaseModel):
     n_tokens: PositiveInt | None = Field(None, le=1 << 22)
     """Sequence length; by default the model's usual one."""
     image_size_px: PositiveInt | None = Field(None, le=1 << 14)
-    dtype: Dtype = "fp32"
+    dtype: Dtype | None = None
+    """Of the parameters; by default as the weights are published."""
     autocast: Dtype | None = None
     optimizer: Optimizer = "adamw"
     foreach: bool = False

@@ -8,9 +8,8 @@ from gpu_optimizer.errors import InvalidModelError
 from gpu_optimizer.machines.detection import this_gpu
 from gpu_optimizer.machines.gpus import find_gpu
 from gpu_optimizer.machines.registry import default_machines_file, find_machine, load_machines
-from gpu_optimizer.model_files.hf_configs import HfModel
 from gpu_optimizer.model_specs import ModelSpec, RegisteredModel, read_model_file
-from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.runs import asked
 from gpu_optimizer.runs.fitting import ModelRun
 from gpu_optimizer.types import Machine
 
@@ -19,9 +18,6 @@ USUAL_GPU: Final = "H200"
 _FILE_ENDINGS: Final = frozenset(
     {".json", ".safetensors", ".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ".gguf"}
 )
-# As their authors publish the weights: meta-llama, TinyLlama, Qwen, mistralai on Hugging Face.
-_PUBLISHED_BF16: Final = frozenset({"llama-1b", "llama-7b", "qwen", "mistral"})
-_DTYPES: Final = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def read_model(model: str) -> ModelSpec:
@@ -58,31 +54,22 @@ def model_run(spec: ModelSpec, run: RunOptions, batch: int | None = None) -> Mod
 
     Raises
     ------
-    InvalidModelError
-        If the file holds tensors without the computation.
-    UnknownNameError
-        If a dtype or an optimizer is not known.
+    InvalidModelError, UnknownNameError
+        As `runs.asked.model_run`.
     """
-    if not isinstance(spec, RegisteredModel | HfModel):
-        raise InvalidModelError(
-            "The file",
-            "it lists tensors, not how they are used. `gpu-optimizer profile` shows them; a "
-            "prediction needs a registered name or a config.json.",
-        )
-    workload = Workload(
-        family=spec.name if isinstance(spec, RegisteredModel) else spec.model_type,
+    return asked.model_run(
+        spec,
         mode=run.mode,
         batch_size=batch or run.batch,
         n_tokens=run.seq,
         image_size_px=run.image,
-        dtype=run.dtype or _usual_dtype(spec),
+        dtype=run.dtype,
         autocast=run.autocast,
         optimizer=run.optimizer,
         foreach=run.foreach,
         checkpointing=run.checkpointing,
         n_new_tokens=run.new_tokens,
     )
-    return ModelRun(workload, spec if isinstance(spec, HfModel) else None)
 
 
 def machine_for(name: str | None) -> Machine:
@@ -100,27 +87,14 @@ def machine_for(name: str | None) -> Machine:
     return here if here is not None else find_machine(find_gpu(USUAL_GPU).name, machines)
 
 
-def run_dict(name: str, asked: ModelRun) -> dict[str, Any]:
+def run_dict(name: str, understood: ModelRun) -> dict[str, Any]:
     """The run as it was understood, for programs."""
-    run = asked.workload
-    return {
-        "model": name,
-        "mode": run.mode,
-        "batch_size": run.batch_size,
-        "n_tokens": run.n_tokens,
-        "image_size_px": run.image_size_px,
-        "dtype": run.dtype,
-        "autocast": run.autocast,
-        "optimizer": run.optimizer if run.mode == "train" else None,
-        "foreach": run.foreach,
-        "checkpointing": run.checkpointing,
-        "n_new_tokens": run.n_new_tokens,
-    }
+    return {"model": name, **asked.run_dict(understood)}
 
 
-def run_words(name: str, asked: ModelRun) -> str:
+def run_words(name: str, understood: ModelRun) -> str:
     """The run as it was understood, in words."""
-    run = asked.workload
+    run = understood.workload
     facts: list[str] = [Path(name).name, str(run.mode), f"batch {run.batch_size:,}"]
     if run.n_tokens is not None:
         facts.append(f"{run.n_tokens:,} tokens")
@@ -136,9 +110,3 @@ def run_words(name: str, asked: ModelRun) -> str:
     if run.checkpointing:
         facts.append("checkpointing")
     return ", ".join(facts)
-
-
-def _usual_dtype(spec: RegisteredModel | HfModel) -> str:
-    if isinstance(spec, HfModel):
-        return _DTYPES[spec.stored_dtype or "float32"]
-    return "bf16" if spec.name in _PUBLISHED_BF16 else "fp32"

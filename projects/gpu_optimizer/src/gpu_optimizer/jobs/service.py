@@ -1,11 +1,11 @@
 """What the service has done in processes of their own: predictions and layer tables as JSON."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpu_optimizer.allocator.config import AllocatorConfig
-from gpu_optimizer.errors import InvalidModelError
 from gpu_optimizer.jobs.descriptions import describe
 from gpu_optimizer.machines.gpus import gpu_machine
 from gpu_optimizer.machines.registry import default_machines_file, load_machines
@@ -19,6 +19,7 @@ from gpu_optimizer.model_specs import (
 )
 from gpu_optimizer.models.registered_names import REGISTERED_NAMES
 from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.runs.asked import model_run, run_dict
 from gpu_optimizer.runs.fitting import ModelRun, card_constants, prediction_dict, record_on
 from gpu_optimizer.types import LayerMemory, Mode
 
@@ -41,11 +42,7 @@ def predict_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]
         It cannot be run as asked, or is no model one can run.
     """
     spec = _spec(payload)
-    workload = _workload(spec, payload)
-    return {
-        "model": describe(spec),
-        **_predicted(spec, workload, payload, report)[0],
-    }
+    return {"model": describe(spec), **_predicted(_run(spec, payload), payload, report)[0]}
 
 
 def profile_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
@@ -59,7 +56,7 @@ def profile_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]
     spec = _spec(payload)
     if not isinstance(spec, RegisteredModel | HfModel):
         return {"model": describe(spec)}
-    predicted, layers = _predicted(spec, _workload(spec, payload), payload, report)
+    predicted, layers = _predicted(_run(spec, payload), payload, report)
     return {"model": describe(spec), "layers": _layer(layers), **predicted}
 
 
@@ -74,40 +71,27 @@ def _spec(payload: Mapping[str, Any]) -> ModelSpec:
     return reduce_hf_config(payload["model"], "config")
 
 
-def _workload(spec: ModelSpec, payload: Mapping[str, Any]) -> Workload:
-    if not isinstance(spec, RegisteredModel | HfModel):
-        raise InvalidModelError(
-            str(payload["name"]),
-            "holds tensors but not how they are run. Give its config.json or a registered name; "
-            "POST /profile shows what is in it.",
-        )
-    return Workload(
-        family=spec.name if isinstance(spec, RegisteredModel) else spec.model_type,
-        mode=Mode(payload["mode"]),
-        batch_size=payload["batch_size"],
-        n_tokens=payload["n_tokens"],
-        image_size_px=payload["image_size_px"],
-        dtype=payload["dtype"],
-        autocast=payload["autocast"],
-        optimizer=payload["optimizer"],
-        foreach=payload["foreach"],
-        checkpointing=payload["checkpointing"],
-        n_new_tokens=payload["n_new_tokens"],
-    )
+def _run(spec: ModelSpec, payload: Mapping[str, Any]) -> ModelRun:
+    fields = {
+        each.name: payload[each.name]
+        for each in dataclasses.fields(Workload)
+        if each.name in payload
+    }
+    return model_run(spec, **fields | {"mode": Mode(payload["mode"])})
 
 
 def _predicted(
-    spec: ModelSpec, workload: Workload, payload: Mapping[str, Any], report: Report
+    run: ModelRun, payload: Mapping[str, Any], report: Report
 ) -> tuple[dict[str, Any], LayerMemory]:
     machine = gpu_machine(payload["gpu"])
     constants = card_constants(machine)
     report({"stage": "recording a step on tensors without values"})
-    run = ModelRun(workload, spec if isinstance(spec, HfModel) else None)
     recording = record_on(run, machine)
     report({"stage": "replaying the allocator", "n_events": len(recording.timeline)})
     allocator = AllocatorConfig(expandable_segments=bool(payload["expandable_segments"]))
     prediction = predict_from(recording, constants, allocator)
     answer = {
+        "run": run_dict(run),
         "gpu": constants.name,
         "prediction": prediction_dict(prediction),
         "flops": recording.flops,
