@@ -104,6 +104,22 @@ bench-streams: install ## Load the live service (STREAMS="1 4" FPS SECONDS FRAME
 		$(if $(CLIP),--clip "$(CLIP)") $(if $(DETECTOR),--detector $(DETECTOR)) \
 		$(if $(ENGINE),--engine $(ENGINE)) $(BENCH_ARGS)
 
+.PHONY: eval-form
+eval-form: install ## Judge recorded people left out of training (docs/reports/form_evaluation.md, EVAL_ARGS)
+	$(RUN) $(BIN)/python benchmarks/form_evaluation.py $(if $(SHARED_DATA),--data "$(SHARED_DATA)") $(EVAL_ARGS)
+
+.PHONY: eval-scores
+eval-scores: install ## Score recorded people and labelled clips (docs/reports/form_scores.md)
+	$(RUN) $(BIN)/python benchmarks/form_scores.py
+
+.PHONY: eval-cues
+eval-cues: install ## Count corrections of recorded people who do it right (docs/reports/form_cues.md)
+	$(RUN) $(BIN)/python benchmarks/form_cues.py
+
+.PHONY: pose-references
+pose-references: install ## Make data/pose_references again from the recorded people
+	$(RUN) $(BIN)/python scripts/make_pose_references.py
+
 .PHONY: download-models
 download-models: install ## Fetch and check the pose models (MODELS="NAME ...", default all)
 	$(RUN) $(BIN)/pose-analyzer models download $(MODELS)

@@ -18,7 +18,7 @@ from gpu_optimizer.jobs.store import JobState
 from gpu_optimizer.profiling_worker import JobLimits, WorkerConfig
 from gpu_optimizer.settings import Settings
 
-JOBS = {"predict": "service_test_jobs:echo", "profile": "service_test_jobs:echo"}
+JOBS = dict.fromkeys(("optimize", "predict", "profile"), "service_test_jobs:echo")
 WORKER = WorkerConfig(
     jobs=JOBS, limits=JobLimits(wall_s=20.0), python_path=(Path(__file__).parent,)
 )
@@ -145,6 +145,34 @@ def test_bodies_that_are_not_requests_are_refused(
     assert (answer.status_code, kind_of(answer)) == (status, kind)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budget": "lots"},
+        {"budget": 0},
+        {"budget": "1GiB", "constraints": {"max_slowdown_ratio": -1}},
+        {"budget": "1GiB", "constraints": {"techniques": ["magic"]}},
+        {"budget": "1GiB", "constraints": {"exactness": "very"}},
+        {"budget": "1GiB", "unknown": 1},
+    ],
+)
+def test_wishes_that_make_no_sense_are_refused(client: TestClient, wrong: dict) -> None:
+    answer = client.post("/optimize", json={"model": "resnet50", **wrong})
+    assert (answer.status_code, kind_of(answer)) == (422, "invalid-request")
+
+
+def test_a_plan_is_a_job_with_all_that_was_wished_for(client: TestClient) -> None:
+    wished = {"model": "resnet50", "budget": "7.2GiB", "verify": True}
+    job = client.post("/optimize", json=wished).json()
+    assert (job["kind"], job["state"]) == ("optimize", "done")
+    payload = job["result"]["payload"]
+    assert payload["budget"] == "7.2GiB"
+    assert payload["constraints"] == {
+        "max_slowdown_ratio": None, "exactness": "numeric", "techniques": None,
+    }  # fmt: skip
+    assert client.post("/predict", json=wished).status_code == 422
+
+
 def test_other_content_types_and_forms_without_a_file_are_refused(client: TestClient) -> None:
     text = client.post("/predict", content=b"x", headers={"Content-Type": "text/plain"})
     assert text.status_code == 415
@@ -186,7 +214,7 @@ def test_metrics_count_jobs(client: TestClient) -> None:
 
 def test_the_openapi_document_describes_requests_and_problems(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert "RunRequest" in document["components"]["schemas"]
+    assert {"OptimizeRequest", "RunRequest"} <= set(document["components"]["schemas"])
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
     told = {
@@ -216,6 +244,6 @@ fields = st.sampled_from([*RUN, "batch_size", "n_tokens", "dtype", "gpu", "optim
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_body_breaks_the_service(client: TestClient, body: bytes) -> None:
-    for path in ("/predict", "/profile"):
+    for path in ("/predict", "/profile", "/optimize"):
         answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code in {200, 202, 422, 503}

@@ -54,6 +54,22 @@ def test_a_configuration_is_predicted(client: TestClient) -> None:
     assert stages[0].startswith("recording")
 
 
+def test_a_configuration_is_planned_within_a_budget(client: TestClient) -> None:
+    run = {
+        "model": TINY_LLAMA, "batch_size": 16, "n_tokens": 128, "gpu": "RTX 3070 Ti",
+        "budget": "90%", "verify": True,
+    }  # fmt: skip
+    job = client.post("/optimize", json=run).json()
+    assert job["state"] == "done", job["failure"]
+    result = job["result"]
+    assert result["fits"]
+    assert result["plan"]["predicted_peak"]["total"] <= result["budget_bytes"]
+    assert (result["check"] is None) == result["note"].startswith("The peak is predicted")
+    assert any("planning" in event.get("stage", "") for event in job["events"])
+    refused = client.post("/optimize", json=run | {"mode": "infer"})
+    assert refused.status_code == 422
+
+
 def test_a_registered_model_is_profiled_layer_by_layer(client: TestClient) -> None:
     run = {"model": "unet", "mode": "infer", "batch_size": 1}
     result = client.post("/profile", json=run).json()["result"]

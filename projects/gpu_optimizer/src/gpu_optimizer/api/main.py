@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gpu_optimizer.api.routes import router
-from gpu_optimizer.api.schemas import RunRequest
+from gpu_optimizer.api.schemas import OptimizeRequest, RunRequest
 from gpu_optimizer.dashboard import PrometheusMetrics
 from gpu_optimizer.errors import (
     BusyError,
@@ -22,8 +22,9 @@ from gpu_optimizer.errors import (
     UnknownJobError,
     UnknownNameError,
 )
+from gpu_optimizer.jobs.limits import job_limits
 from gpu_optimizer.jobs.store import JobStore
-from gpu_optimizer.profiling_worker import JobLimits, JobRunner, WorkerConfig
+from gpu_optimizer.profiling_worker import JobRunner, WorkerConfig
 from gpu_optimizer.settings import Settings
 from shared_utils.body_limit import BodyLimit
 from shared_utils.errors import InvalidSettingError, ProjectError
@@ -108,16 +109,16 @@ def main(
 
 
 def _worker(settings: Settings) -> WorkerConfig:
-    limits = JobLimits(memory_bytes=settings.job_memory_bytes, wall_s=settings.job_wall_s)
-    return WorkerConfig(limits=limits, max_concurrent=settings.max_jobs)
+    return WorkerConfig(limits=job_limits(settings), max_concurrent=settings.max_jobs)
 
 
 def _document_request(app: FastAPI) -> None:
-    """Add the request's schema, which FastAPI does not see because the route reads it itself."""
+    """Add the requests' schemas, which FastAPI does not see: the routes read them themselves."""
     document = app.openapi()
-    schema = RunRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = schema.pop("$defs", {})
-    document["components"]["schemas"] |= {"RunRequest": schema, **parts}
+    for request in (RunRequest, OptimizeRequest):
+        schema = request.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts = schema.pop("$defs", {})
+        document["components"]["schemas"] |= {request.__name__: schema, **parts}
 
 
 if __name__ == "__main__":

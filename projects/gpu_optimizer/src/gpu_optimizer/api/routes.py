@@ -23,14 +23,17 @@ from gpu_optimizer.api.schemas import (
     Health,
     JobAnswer,
     Models,
+    OptimizeRequest,
+    RunRequest,
     Telemetry,
 )
-from gpu_optimizer.api.submissions import REQUEST_BODY, read_submission
+from gpu_optimizer.api.submissions import Submission, read_submission, request_body
 from gpu_optimizer.errors import JobFailedError
+from gpu_optimizer.jobs.limits import gpu_limits
 from gpu_optimizer.jobs.store import Job, JobStore
 from gpu_optimizer.machines.gpus import known_gpus
 from gpu_optimizer.models.registered_names import REGISTERED_NAMES
-from gpu_optimizer.profiling_worker import FailureReason
+from gpu_optimizer.profiling_worker import FailureReason, JobLimits
 from shared_utils.gpu import read_activity
 from shared_utils.problems import documented_problems
 
@@ -73,7 +76,7 @@ def models() -> Models:
     return Models(models=list(REGISTERED_NAMES), gpus=[gpu.name for gpu in known_gpus()])
 
 
-@router.post("/predict", openapi_extra=REQUEST_BODY, responses=_SUBMISSION_PROBLEMS)
+@router.post("/predict", openapi_extra=request_body(RunRequest), responses=_SUBMISSION_PROBLEMS)
 async def predict(
     request: Request, response: Response, jobs: JobsDep, settings: SettingsDep
 ) -> JobAnswer:
@@ -81,12 +84,24 @@ async def predict(
     return await _submit("predict", request, response, jobs, settings.quick_answer_s)
 
 
-@router.post("/profile", openapi_extra=REQUEST_BODY, responses=_SUBMISSION_PROBLEMS)
+@router.post("/profile", openapi_extra=request_body(RunRequest), responses=_SUBMISSION_PROBLEMS)
 async def profile(
     request: Request, response: Response, jobs: JobsDep, settings: SettingsDep
 ) -> JobAnswer:
     """Where every byte goes, layer by layer: 200 with the result, or 202 with a job."""
     return await _submit("profile", request, response, jobs, settings.quick_answer_s)
+
+
+@router.post(
+    "/optimize", openapi_extra=request_body(OptimizeRequest), responses=_SUBMISSION_PROBLEMS
+)
+async def optimize(
+    request: Request, response: Response, jobs: JobsDep, settings: SettingsDep
+) -> JobAnswer:
+    """Plan how a training step keeps within a budget: 200 with the plan, or 202 with a job."""
+    submission = await read_submission(request, OptimizeRequest)
+    limits = gpu_limits(settings) if submission.payload["verify"] else None
+    return await _begin("optimize", submission, response, jobs, (settings.quick_answer_s, limits))
 
 
 @router.get("/jobs/{job_id}", responses=documented_problems(HTTPStatus.NOT_FOUND))
@@ -150,8 +165,19 @@ async def _submit(
     kind: str, request: Request, response: Response, jobs: JobStore, quick_answer_s: float
 ) -> JobAnswer:
     submission = await read_submission(request)
+    return await _begin(kind, submission, response, jobs, (quick_answer_s, None))
+
+
+async def _begin(
+    kind: str,
+    submission: Submission,
+    response: Response,
+    jobs: JobStore,
+    bounds: tuple[float, JobLimits | None],
+) -> JobAnswer:
+    quick_answer_s, limits = bounds
     try:
-        job = jobs.begin(kind, submission.payload, submission.cleanup)
+        job = jobs.begin(kind, submission.payload, submission.cleanup, limits)
     except BaseException:
         submission.cleanup()
         raise

@@ -3,15 +3,29 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
+from gpu_optimizer.budgets import InvalidBudgetError, parse_budget
 from gpu_optimizer.jobs.store import Job, JobState
 from gpu_optimizer.models.workloads import DTYPES, OPTIMIZERS
+from gpu_optimizer.plans import STEP_TYPES, Budgeted, Exactness
 from gpu_optimizer.types import Mode
 from shared_utils.gpu import GpuActivity, GpuSnapshot
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "sgd-momentum", "adam", "adamw"]
+Technique = Literal[
+    "checkpoint",
+    "offload",
+    "precision",
+    "accumulation",
+    "chunked_loss",
+    "quantization",
+    "optimizer_state",
+    "allocator",
+]
+_SOME_CARD_BYTES = 1 << 40
+"""A part of a card is checked without knowing the card."""
 
 
 class Answer(BaseModel):
@@ -45,6 +59,42 @@ class RunRequest(BaseModel):
     """Name of the GPU it is to run on, such as ``RTX 4070 Ti``."""
     expandable_segments: bool = False
     """Whether PyTorch's allocator is told to use expandable segments."""
+
+
+class Constraints(BaseModel):
+    """What a plan is to keep to beside its budget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_slowdown_ratio: NonNegativeFloat | None = None
+    """0.2: a step may take 20% longer; null: as long as it must."""
+    exactness: Exactness = Exactness.NUMERIC
+    """How far results may move, at most."""
+    techniques: list[Technique] | None = Field(None, max_length=len(STEP_TYPES))
+    """What may be used; null: everything."""
+
+
+class OptimizeRequest(RunRequest):
+    """Body of ``POST /optimize``: a training run and the memory it may take."""
+
+    budget: PositiveInt | str = Field("90%", max_length=40)
+    """Bytes, or a text such as ``7.2GiB``, ``8GB`` or ``90%`` of the card."""
+    budget_of: Budgeted = Budgeted.TOTAL
+    """The peak that the budget limits."""
+    constraints: Constraints = Constraints()
+    verify: bool = False
+    """Measure the plan on the server's GPU, if that is the card in `gpu`."""
+    frontier: bool = False
+    """Also list what memory can be had for how much time; takes a minute."""
+
+    @field_validator("budget")
+    @classmethod
+    def _is_budget(cls, budget: int | str) -> int | str:
+        try:
+            parse_budget(budget, _SOME_CARD_BYTES)
+        except InvalidBudgetError as error:
+            raise ValueError(str(error)) from error
+        return budget
 
 
 class GpuAnswer(Answer):

@@ -20,33 +20,36 @@ from gpu_optimizer.model_files.hf_configs import CONFIG_LIMITS
 
 _MAX_FIELDS: Final = 10
 
-REQUEST_BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/RunRequest"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "config.json, .safetensors (its head is enough: "
-                            "send `head=true`), or a .pt2 of torch.export.save",
+
+def request_body(schema: type[RunRequest]) -> dict[str, Any]:
+    """Describe both forms of a request in OpenAPI's words."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}},
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {
+                            "file": {
+                                "type": "string",
+                                "format": "binary",
+                                "description": "config.json, .safetensors (its head is enough: "
+                                "send `head=true`), or a .pt2 of torch.export.save",
+                            },
+                            "request": {
+                                "type": "string",
+                                "description": f"{schema.__name__} as JSON, without `model`",
+                            },
+                            "head": {"type": "boolean", "default": False},
                         },
-                        "request": {
-                            "type": "string",
-                            "description": "RunRequest as JSON, without `model`",
-                        },
-                        "head": {"type": "boolean", "default": False},
-                    },
-                }
+                    }
+                },
             },
-        },
+        }
     }
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,15 @@ class Submission:
     """Removes the stored file."""
 
 
-async def read_submission(request: Request) -> Submission:
+async def read_submission(request: Request, schema: type[RunRequest] = RunRequest) -> Submission:
     """Read a request of either form.
+
+    Parameters
+    ----------
+    request
+        As it came.
+    schema
+        What it has to be.
 
     Raises
     ------
@@ -74,24 +84,24 @@ async def read_submission(request: Request) -> Submission:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request)
+        return await _read_form(request, schema)
     if kind != "application/json":
         raise HTTPException(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json or multipart/form-data."
         )
-    checked = _checked(await request.body())
+    checked = _checked(await request.body(), schema)
     if checked.model is None:
         raise _invalid("model", "name a registered model, give a config, or upload a file")
     return Submission(checked, checked.model_dump(mode="json"), _nothing)
 
 
-async def _read_form(request: Request) -> Submission:
+async def _read_form(request: Request, schema: type[RunRequest]) -> Submission:
     try:
         async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
             file, text, head = form.get("file"), form.get("request", "{}"), form.get("head", "")
             if not isinstance(file, UploadFile) or not isinstance(text, str):
                 raise _invalid("file", "a form needs the model's file in the field `file`")
-            checked = _checked(text.encode())
+            checked = _checked(text.encode(), schema)
             if checked.model is not None:
                 raise _invalid("model", "either name a model or upload one")
             name = Path(file.filename or "upload").name[:200]
@@ -106,10 +116,10 @@ async def _read_form(request: Request) -> Submission:
     return Submission(checked, payload, path.unlink)
 
 
-def _checked(body: bytes) -> RunRequest:
+def _checked(body: bytes, schema: type[RunRequest]) -> RunRequest:
     document = parse_json(body, "request", CONFIG_LIMITS)
     try:
-        return RunRequest.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
         raise RequestValidationError(
             error.errors(include_input=False, include_url=False)

@@ -41,8 +41,8 @@ def predict_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]
     InvalidModelError, UnknownNameError
         It cannot be run as asked, or is no model one can run.
     """
-    spec = _spec(payload)
-    return {"model": describe(spec), **_predicted(_run(spec, payload), payload, report)[0]}
+    spec = model_spec(payload)
+    return {"model": describe(spec), **_predicted(asked_run(spec, payload), payload, report)[0]}
 
 
 def profile_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
@@ -53,14 +53,15 @@ def profile_job(payload: Mapping[str, Any], report: Report) -> Mapping[str, Any]
     InvalidModelError, UnknownNameError
         As `predict_job`.
     """
-    spec = _spec(payload)
+    spec = model_spec(payload)
     if not isinstance(spec, RegisteredModel | HfModel):
         return {"model": describe(spec)}
-    predicted, layers = _predicted(_run(spec, payload), payload, report)
+    predicted, layers = _predicted(asked_run(spec, payload), payload, report)
     return {"model": describe(spec), "layers": _layer(layers), **predicted}
 
 
-def _spec(payload: Mapping[str, Any]) -> ModelSpec:
+def model_spec(payload: Mapping[str, Any]) -> ModelSpec:
+    """Model that a request names or brings along."""
     if "path" in payload:
         with Path(payload["path"]).open("rb") as file:
             return read_model_file(
@@ -71,7 +72,8 @@ def _spec(payload: Mapping[str, Any]) -> ModelSpec:
     return reduce_hf_config(payload["model"], "config")
 
 
-def _run(spec: ModelSpec, payload: Mapping[str, Any]) -> ModelRun:
+def asked_run(spec: ModelSpec, payload: Mapping[str, Any]) -> ModelRun:
+    """Run that a request asks for."""
     fields = {
         each.name: payload[each.name]
         for each in dataclasses.fields(Workload)

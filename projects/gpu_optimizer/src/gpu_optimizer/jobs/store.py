@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gpu_optimizer.errors import BusyError, UnknownJobError
-from gpu_optimizer.profiling_worker import FailureReason, JobResult, JobRunner
+from gpu_optimizer.profiling_worker import FailureReason, JobLimits, JobResult, JobRunner
 
 _MAX_EVENTS: Final = 1000
 
@@ -80,7 +80,11 @@ class JobStore:
         return len(self._tasks)
 
     def begin(
-        self, kind: str, payload: Mapping[str, Any], cleanup: Callable[[], None] | None = None
+        self,
+        kind: str,
+        payload: Mapping[str, Any],
+        cleanup: Callable[[], None] | None = None,
+        limits: JobLimits | None = None,
     ) -> Job:
         """Take a job.
 
@@ -90,6 +94,8 @@ class JobStore:
             As `JobRunner.run`.
         cleanup
             Called when the job has ended, however.
+        limits
+            Instead of the runner's own.
 
         Raises
         ------
@@ -100,7 +106,7 @@ class JobStore:
             raise BusyError(self.n_unfinished)
         job = Job(secrets.token_urlsafe(12), kind)
         self._jobs[job.job_id] = job
-        self._tasks[job.job_id] = asyncio.create_task(self._run(job, payload, cleanup))
+        self._tasks[job.job_id] = asyncio.create_task(self._run(job, payload, cleanup, limits))
         return job
 
     def get(self, job_id: str) -> Job:
@@ -150,7 +156,11 @@ class JobStore:
             await self.cancel(self._jobs[job_id])
 
     async def _run(
-        self, job: Job, payload: Mapping[str, Any], cleanup: Callable[[], None] | None
+        self,
+        job: Job,
+        payload: Mapping[str, Any],
+        cleanup: Callable[[], None] | None,
+        limits: JobLimits | None,
     ) -> None:
         told: list[asyncio.Task[None]] = []
 
@@ -165,6 +175,7 @@ class JobStore:
             result = await self._runner.run(
                 job.kind,
                 payload,
+                limits=limits,
                 on_event=on_event,
                 cancel=job._cancel,  # noqa: SLF001
             )

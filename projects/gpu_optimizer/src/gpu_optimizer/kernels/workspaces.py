@@ -152,6 +152,18 @@ def forward_flops(
     return int(count(*args, **kwargs, out_val=out))
 
 
+def operation_flops(
+    op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: object
+) -> int:
+    """Multiplications and additions of one operation, forward or backward."""
+    if op in _ATTENTION_BACKWARD:
+        # Five products of matrices where the forward pass has two (FlashAttention 2, section 3.1).
+        call = attention_call(args[1], args[2], args[3], None, 0.0, causal=False)
+        pairs = call.batch * call.heads * call.n_queries * call.n_keys
+        return 2 * pairs * (3 * call.head_size + 2 * call.value_size)
+    return forward_flops(op, args, kwargs, out)
+
+
 def tensors_in(values: object) -> list[Tensor]:
     """All tensors in nested lists, tuples and dicts."""
     leaves, _ = torch.utils._pytree.tree_flatten(values)  # noqa: SLF001

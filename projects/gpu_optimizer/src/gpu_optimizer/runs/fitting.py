@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from gpu_optimizer.allocator.config import AllocatorConfig
-from gpu_optimizer.kernels.attention import CudaTarget
 from gpu_optimizer.errors import InvalidModelError, UnknownNameError
-from gpu_optimizer.model_files.hf_configs import HfModel
+from gpu_optimizer.kernels.attention import CudaTarget
 from gpu_optimizer.memory_predictor import (
     DeviceConstants,
     Fit,
@@ -16,9 +15,10 @@ from gpu_optimizer.memory_predictor import (
     fits,
     predict_from,
 )
+from gpu_optimizer.model_files.hf_configs import HfModel
+from gpu_optimizer.models.workloads import Workload
 from gpu_optimizer.steps.recordings import Recording
 from gpu_optimizer.types import Machine, Prediction
-from gpu_optimizer.models.workloads import Workload
 
 LARGEST_BATCH: Final = 1 << 16
 _USUAL_CONTEXT_GPU: Final = "H200"

@@ -2,13 +2,13 @@
 
 import torch
 
-from gpu_optimizer.models.described import described_family
 from gpu_optimizer.errors import NoGpuError
-from gpu_optimizer.runs.fitting import ModelRun
 from gpu_optimizer.layers.times import time_layers, with_times
 from gpu_optimizer.memory_tracer import MemoryTracer, TraceMode
-from gpu_optimizer.types import LayerMemory
+from gpu_optimizer.models.described import described_family
+from gpu_optimizer.runs.fitting import ModelRun
 from gpu_optimizer.steps.builder import build_step
+from gpu_optimizer.types import LayerMemory
 
 # Libraries take their workspaces and optimizers their state in the first step.
 _N_WARM_UPS = 2

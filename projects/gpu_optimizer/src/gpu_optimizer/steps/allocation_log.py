@@ -25,7 +25,7 @@ class Place:
 class AllocationLog:
     """Grows while a step runs; becomes a timeline at the end."""
 
-    _size_bytes: list[int] = field(default_factory=list)
+    _sizes: list[int] = field(default_factory=list)
     _block: list[int] = field(default_factory=list)
     _places: list[Place] = field(default_factory=list)
     _categories: list[Category | None] = field(default_factory=list)
@@ -84,6 +84,10 @@ class AllocationLog:
         block = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)  # noqa: SLF001
         return None if block == _ON_HOST else block
 
+    def size_bytes(self, block: int) -> int:
+        """Return how large a block is."""
+        return self._block_bytes[block]
+
     def live_blocks(self, first: int = 0) -> list[int]:
         """Blocks of tensors alive now, from a given number on, that bear no label."""
         unlabelled = self._categories
@@ -106,7 +110,7 @@ class AllocationLog:
         order = self._order()
         block = np.asarray(self._block, np.int64)[order]
         return MemoryTimeline(
-            size_bytes=np.asarray(self._size_bytes, np.int64)[order],
+            size_bytes=np.asarray(self._sizes, np.int64)[order],
             block=block,
             module=np.asarray([place.module for place in self._places], np.int32)[order],
             phase=np.asarray([phases[place.phase] for place in self._places], np.int8)[order],
@@ -118,12 +122,12 @@ class AllocationLog:
 
     def _order(self) -> Int64[np.ndarray, "events"]:
         """Sort what is freed at once by block: hash tables inside PyTorch free in any order."""
-        size_bytes = np.asarray(self._size_bytes, np.int64)
+        size_bytes = np.asarray(self._sizes, np.int64)
         allocations_before = np.cumsum(size_bytes > 0)
         return np.lexsort((np.where(size_bytes > 0, -1, self._block), allocations_before))
 
     def _append(self, block: int, size_bytes: int) -> None:
-        self._size_bytes.append(size_bytes)
+        self._sizes.append(size_bytes)
         self._block.append(block)
         self._places.append(self.place)
 

@@ -23,6 +23,9 @@ from gpu_optimizer.types import Mode
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+Prepare = Callable[[nn.Module, torch.optim.Optimizer | None], torch.optim.Optimizer | None]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A model ready to run."""
@@ -38,7 +41,7 @@ def build_step(
     workload: Workload,
     device: torch.device,
     family: Family | None = None,
-    prepare: Callable[[nn.Module], object] | None = None,
+    prepare: Prepare | None = None,
     *,
     n_skipped_tokens: int = 0,
 ) -> Step:
@@ -53,7 +56,8 @@ def build_step(
     family
         Builds the model; None: the registered one of the workload's name.
     prepare
-        Changes the model in place before the optimizer is made: checkpointing, offloading.
+        Changes the model in place before its first step, as a plan does, and returns the optimizer
+        to be used.
     n_skipped_tokens
         How many new tokens are put into the cache without running the model for them.
 
@@ -77,16 +81,18 @@ def build_step(
         torch.set_default_dtype(previous)
     if workload.checkpointing:
         _checkpoint(family.blocks(model))
-    if prepare is not None:
-        prepare(model)
     if workload.mode is Mode.INFER:
         model.eval()
+        if prepare is not None:
+            prepare(model, None)
         run: Callable[[], None] = partial(_infer, workload, family, model, inputs)
         if workload.n_new_tokens:
             run = _generation(workload, model, inputs, n_skipped_tokens)
         return Step(model, inputs, None, run)
     model.train()
     optimizer = _optimizer(workload, model)
+    if prepare is not None:
+        optimizer = prepare(model, optimizer) or optimizer
     run = partial(_train, workload, family, model, inputs, optimizer)
     return Step(model, inputs, optimizer, run)
 

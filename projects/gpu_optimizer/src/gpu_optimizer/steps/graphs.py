@@ -14,7 +14,7 @@ from gpu_optimizer.steps.recordings import Recording
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operations:
-    """Every operation that was run, in order."""
+    """Every operation that was run, in order, but mere views of tensors."""
 
     name: tuple[str, ...]
     """As PyTorch's dispatcher calls it: ``aten.convolution``."""
@@ -32,7 +32,8 @@ class Operations:
     itemsize_bytes: Int8[np.ndarray, "operations"]
     """Of the values it computes."""
     is_product: Bool[np.ndarray, "operations"]
-    """Matrix products, convolutions, attention: what selective checkpointing keeps."""
+    """Matrix products, convolutions, attention: what is dear to run again."""
+    is_repeatable: Bool[np.ndarray, "operations"]
 
     def __len__(self) -> int:
         """Return how many operations there are."""
@@ -62,7 +63,12 @@ class StepGraph:
     use_block: Int64[np.ndarray, "uses"]
     """Blocks that forward operations read, with the operation that does."""
     use_operation: Int64[np.ndarray, "uses"]
+    write_block: Int64[np.ndarray, "writes"]
+    """Blocks that forward operations change in place, with the operation that does."""
+    write_operation: Int64[np.ndarray, "writes"]
     save_block: Int64[np.ndarray, "saves"]
     """Blocks that autograd keeps, with the forward operation and the node it keeps them for."""
     save_operation: Int64[np.ndarray, "saves"]
     save_node: Int64[np.ndarray, "saves"]
+    save_is_result: Bool[np.ndarray, "saves"]
+    """Whether it is kept after the operation; else before it runs."""

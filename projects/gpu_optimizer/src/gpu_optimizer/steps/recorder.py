@@ -9,7 +9,6 @@ differ from the CPU's: `kernels.semantics`; memory of its libraries: `kernels.wo
 import gc
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,7 +35,7 @@ from gpu_optimizer.layers.tables import layer_tree
 from gpu_optimizer.models.family import Family
 from gpu_optimizer.models.workloads import Workload
 from gpu_optimizer.steps.allocation_log import AllocationLog, Place
-from gpu_optimizer.steps.builder import Step, build_step
+from gpu_optimizer.steps.builder import Prepare, Step, build_step
 from gpu_optimizer.steps.recordings import Recording
 from gpu_optimizer.types import Category, Phase
 from shared_utils.machine import no_garbage_collection
@@ -46,7 +45,7 @@ _READ_VALUE = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001
 _NO_BACKWARD = -1
 # In the first step the optimizer has no state and libraries have no workspaces yet; from the second
 # on they are all alike.
-_N_STEPS = 2
+N_STEPS = 2
 # Of a generation the first and the last tokens are run, the cache between them grows at once.
 _N_NEW_TOKENS = 6
 _N_PARTS = 2
@@ -56,7 +55,7 @@ def record_step(
     workload: Workload,
     target: CudaTarget | None = None,
     family: Family | None = None,
-    prepare: Callable[[nn.Module], object] | None = None,
+    prepare: Prepare | None = None,
 ) -> Recording:
     """Run a workload's step on fake tensors and write down its memory.
 
@@ -84,7 +83,7 @@ def run_recorded(
     recorder: "StepRecorder",
     workload: Workload,
     family: Family | None,
-    prepare: Callable[[nn.Module], object] | None = None,
+    prepare: Prepare | None = None,
 ) -> Recording:
     """Run a workload's step under a fresh recorder; parameters as for `record_step`."""
     gc.collect()
@@ -95,7 +94,7 @@ def run_recorded(
             step = build_step(
                 _shortened(workload), torch.device("cpu"), family, prepare, n_skipped_tokens=skipped
             )
-        recorder.run(step, _N_STEPS)
+        recorder.run(step, N_STEPS)
         return recorder.recording(step.model)
 
 

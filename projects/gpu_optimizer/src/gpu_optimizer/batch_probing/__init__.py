@@ -1,0 +1,1 @@
+"""Tries batch sizes in processes of their own: what to try next, the process, its steps."""

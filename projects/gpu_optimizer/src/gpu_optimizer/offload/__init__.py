@@ -1,0 +1,1 @@
+"""Tensors that wait in the host's memory until they are needed again."""

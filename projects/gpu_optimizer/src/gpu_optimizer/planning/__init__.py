@@ -1,0 +1,1 @@
+"""Which of the ways to make a run fit are worth their time, worked out without a GPU."""
