@@ -1,319 +1,225 @@
 """Whether faulty repetitions of people the model has never seen are told from correct ones.
 
-The recorded people of UI-PRMD are projected to a front and a side camera, with errors as detectors
-make them. Two protocols, every person judged by models of the other six: without calibration, and
-with three of the person's own correct repetitions as reference.
+The recorded people of UI-PRMD are shown to a camera in front, at 45 degrees and at the side, with
+errors as detectors make them (keypoint_noise.md), and smoothed as the product does. Every person is
+judged by models of the other six, without calibration and against three own correct repetitions.
 
-Run: ``python benchmarks/form_evaluation.py --data $SHARED_DATA`` (needs scikit-learn). Add
-``--quick`` for fewer trees, draws and noise seeds.
+Run: ``python benchmarks/form_evaluation.py --data $SHARED_DATA`` (needs scikit-learn; `--cache DIR`
+keeps what was projected and measured). Writes docs/reports/form_evaluation.md.
 """
 
 import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import timeit
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import form_learning as learning
 import numpy as np
 import sklearn
-from angle_accuracy import NOISE_SD, OFFSET_SD, STATURE_PX, project
-from form_tables import (
-    GROUPS,
-    TEMPLATE,
-    Cells,
-    Scored,
-    cell_table,
-    goal_table,
-    importance_table,
-    people_table,
-    summary_table,
-)
-from sklearn.ensemble import ExtraTreesClassifier, IsolationForest
+from form_learning import Array, Effort, Person
+from form_recordings import MEASURED, Draw, KeypointNoise, kept_draw, read_recorded
+from form_tables import Cells, Scored, write_report
 
-from pose_analyzer.repetition_features import (
-    SIGNAL_NAMES,
-    SUMMARY_NAMES,
-    RepetitionFeatures,
-    measure_repetition,
-    mirror,
-)
-
-Array = np.ndarray
+from pose_analyzer import form_anomaly_detector as detector
+from pose_analyzer import form_anomaly_features as features
+from pose_analyzer.form_model_file import load_models
+from pose_analyzer.repetition_features import RepetitionFeatures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPORT = REPOSITORY / "docs" / "reports" / "form_evaluation.md"
-VIEWS = {"front": 0.0, "side": 90.0}
-FRAME_STEP, FRAME_S = 2, 0.04
-TURNS_DEG = (0.0, 10.0, -10.0)
-N_REFERENCES = 3
-N_BINS = 5
+EARLIER = KeypointNoise(
+    constant=0.0, pose=0.0, pose_length=0.25, repetition=0.012, wander=0.0, wander_s=0.08,
+    frame=0.008, joint_spread=0.0, tail_df=1e6,
+)  # fmt: skip
+NOTHING = KeypointNoise(
+    constant=0.0, pose=0.0, pose_length=0.25, repetition=0.0, wander=0.0, wander_s=0.08,
+    frame=0.0, joint_spread=0.0, tail_df=1e6,
+)  # fmt: skip
+JUDGED = (Draw("m1000", MEASURED, 1000), Draw("m1001", MEASURED, 1001))
+EASIER = Draw("clean1000", NOTHING, 1000)
+HARDER = Draw("old1000", EARLIER, 1000)
+N_CHOICES = 5
+PROTOCOLS = (
+    "general", "general harder", "general easier",
+    "personal", "first", "elsewhere", "harder", "easier",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Effort:
-    n_trees: int
-    n_train_seeds: int
-    n_train_draws: int
-    n_test_draws: int
-    n_bootstraps: int
+class Fold:
+    """What a model of the other people learned that a model of other movements may use."""
 
-
-FULL, QUICK = Effort(200, 3, 2, 5, 500), Effort(40, 1, 1, 2, 50)
+    fitted: learning.Fitted
+    spread: Array
 
 
 @dataclass(frozen=True)
-class Repetitions:
-    """All repetitions with one draw of keypoint errors; first axis: repetition in a view."""
+class Cell:
+    """One movement in one view, everybody judged by models of the others."""
 
-    movement: Array
-    subject: Array
-    view: Array
-    faulty: Array
-    trajectory: Array
-    mirrored: Array
-    tempo: Array
+    scored: dict[str, Scored]
+    """By protocol."""
+    folds: dict[str, Fold]
+    """By person left out."""
 
 
-def observe(recorded: dict[str, Array], seed: int, *, offset_of_person: bool) -> Repetitions:
-    """Project and measure; a keypoint's offset lasts a repetition, or a person's whole session.
+def general_scores(people: list[Person], model: detector.GeneralModel) -> Scored:
+    parts = []
+    for person in people:
+        measures = learning.general_measures(person.course, model)
+        odds = model.decision.log_odds(measures)
+        images = detector.general_columns(person.course, model)
+        depths = [model.forest.mean_value(c.astype(np.float32)) for c in images]
+        scores = {"supervised": measures[:, 0], "forest": -np.max(depths, axis=0)}
+        names = np.full(len(odds), person.name)
+        verdicts = verdicts_of(model.decision, odds)
+        parts.append(Scored(names, person.faulty, scores, verdicts, np.arange(len(odds))))
+    return joined(parts)
 
-    Seed 0, which is judged, stands straight in front and at the side; the others turn a little.
-    """
-    turn_deg = TURNS_DEG[seed % len(TURNS_DEG)]
-    rng = np.random.default_rng(seed)
-    subjects = sorted({key.split("/")[1] for key in recorded})
-    sessions = {
-        (s, v): rng.normal(0.0, OFFSET_SD * STATURE_PX, (1, 17, 2)) for s in subjects for v in VIEWS
+
+def verdicts_of(decision: detector.Decision, odds: Array) -> Array:
+    """0 normal, 1 unsure, 2 faulty."""
+    verdicts: Array = (odds >= decision.normal_below).astype(int) + (odds > decision.faulty_above)
+    return verdicts
+
+
+def personal_scores(held: learning.Held, model: detector.PersonalModel) -> Scored:
+    distances = detector.distance_measures(held.found, learning.own_of(held, None))
+    scores = {
+        "distance": distances[:, 0],
+        "distance beside own": distances[:, 0] - distances[:, 3] / 2.0,
+        "DTW": distances[:, 2],
+        "tempo alone": np.abs(held.found.columns[:, -2]),
+        "start alone": np.square(held.found.by_phase[:, 0]).mean(axis=1),
     }
-    labels, found = [], []
-    for key, points in recorded.items():
-        movement, subject, _, form = key.split("/")
-        points_mm = points[::FRAME_STEP].astype(np.float64)
-        for view, yaw in VIEWS.items():
-            yaw_deg = yaw + turn_deg
-            clean = project(points_mm, yaw_deg if subjects.index(subject) % 2 else -yaw_deg)
-            offset = rng.normal(0.0, OFFSET_SD * STATURE_PX, (1, 17, 2))
-            offset = sessions[subject, view] if offset_of_person else offset
-            keypoints = clean + offset + rng.normal(0.0, NOISE_SD * STATURE_PX, clean.shape)
-            times_s = np.arange(len(clean)) * FRAME_S
-            found.append(measure_repetition(times_s, keypoints, np.full(clean.shape[:2], 0.9)))
-            labels.append((movement, subject, view, form == "incorrect"))
-    movement, subject, view, faulty = (np.array(column) for column in zip(*labels, strict=True))
-    return Repetitions(movement, subject, view, faulty, *stack(found))
+    if model.axes and model.trees and model.forest:
+        columns = learning.columns_of(held, model.axes).astype(np.float32)
+        measures = detector.tree_measures(model.trees, columns)
+        scores["forest"] = -model.forest.mean_value(columns)
+        scores["DTW and forest"] = standard(scores["DTW"]) + standard(scores["forest"])
+    else:
+        measures = distances
+    odds = model.decision.log_odds(measures)
+    # People are compared by what their models' trees say, before each is turned into odds.
+    scores["supervised"] = measures[:, 0] if model.trees else odds
+    verdicts = verdicts_of(model.decision, odds)
+    return Scored(held.person, held.faulty, scores, verdicts, held.repetition)
 
 
-def stack(found: list[RepetitionFeatures]) -> tuple[Array, Array, Array]:
-    """Trajectories and their mirror images in units of about one, and tempo."""
-    unit = np.where([name.endswith("_deg") for name in SIGNAL_NAMES], 30.0, 0.1)
-    plain = np.stack([f.trajectory for f in found]) / unit
-    mirrored = np.stack([mirror(f).trajectory for f in found]) / unit
-    summary = np.stack([f.summary[: SUMMARY_NAMES.index("travel")] for f in found])
-    tempo = np.column_stack([np.log(summary[:, 0]), summary[:, 1]])
-    return plain, mirrored, tempo
+def standard(values: Array) -> Array:
+    scaled: Array = (values - values.mean()) / values.std()
+    return scaled
 
 
-def bins(values: Array) -> Array:
-    parts = np.array_split(values, N_BINS, axis=1)
-    return np.stack([part.mean(axis=1) for part in parts], axis=1)
+def joined(parts: list[Scored]) -> Scored:
+    names = parts[0].scores
+    return Scored(
+        np.concatenate([p.subject for p in parts]),
+        np.concatenate([p.faulty for p in parts]),
+        {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
+        np.concatenate([p.verdict for p in parts]),
+        np.concatenate([p.repetition for p in parts]),
+    )
 
 
-def extremes(trajectory: Array) -> Array:
-    ends = (trajectory[:, 0], trajectory[:, -1])
-    return np.stack([trajectory.max(1), trajectory.min(1), np.ptp(trajectory, axis=1), *ends], 1)
+def held_choices(
+    person: Person, spread: Array, rng: np.random.Generator, *, first: bool = False,
+    references_from: Person | None = None,
+) -> list[learning.Held]:  # fmt: skip
+    chosen = learning.references_of(person, N_CHOICES, rng, first=first)
+    return learning.hold_person(person, chosen, spread, references_from)
 
 
-def flat(*parts: Array) -> Array:
-    """Features side by side; signals stay the fastest axis, which `group_columns` relies on."""
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+def judge_cell(draws: dict[str, list[Person]], effort: Effort) -> Cell:
+    """Everybody in turn is left out of training and judged."""
+    training = [draws[draw.name] for draw in learning.TRAINING_DRAWS]
+    judged = [draws[draw.name] for draw in JUDGED]
+    parts: dict[str, list[Scored]] = {name: [] for name in PROTOCOLS}
+    folds = {}
+    for index, name in enumerate(person.name for person in judged[0]):
+        rng = np.random.default_rng(11)
+        others = [[p for p in people if p.name != name] for people in training]
+        own = [people[index] for people in judged]
+        general = learning.fit_general(others, effort)
+        parts["general"].append(general_scores(own, general))
+        for label, draw in (("general harder", HARDER), ("general easier", EASIER)):
+            parts[label].append(general_scores([draws[draw.name][index]], general))
+        fitted = learning.fit_personal(others, effort, rng)
+        model = fitted.model
+        spread = model.spread
+        folds[name] = Fold(fitted, spread)
+        held = {
+            "personal": [h for p in own for h in held_choices(p, spread, rng)],
+            "first": [h for p in own for h in held_choices(p, spread, rng, first=True)],
+            "elsewhere": [
+                h
+                for p, other in zip(own, own[::-1], strict=True)
+                for h in held_choices(p, spread, rng, references_from=other)
+            ],
+            "harder": held_choices(draws[HARDER.name][index], spread, rng),
+            "easier": held_choices(draws[EASIER.name][index], spread, rng),
+        }
+        for protocol, found in held.items():
+            parts[protocol].append(personal_scores(learning.gather(found), model))
+    return Cell({name: joined(found) for name, found in parts.items()}, folds)
 
 
-def absolute_features(data: Repetitions, rows: Array) -> Array:
-    """Trajectory as it is and from its own start, which takes out where keypoints always lie."""
-    trajectory = data.trajectory[rows]
-    moved = trajectory - trajectory[:, :3].mean(axis=1, keepdims=True)
-    sampled = (trajectory[:, ::3], moved[:, 3::3], bins(moved), extremes(trajectory))
-    return flat(*sampled, data.tempo[rows])
-
-
-def swapped(data: Repetitions) -> Repetitions:
-    return replace(data, trajectory=data.mirrored, mirrored=data.trajectory)
-
-
-def oriented(data: Repetitions, rows: Array, target: Array) -> Array:
-    """Each trajectory, or its mirror image where that is closer to the target."""
-    plain, mirrored = data.trajectory[rows], data.mirrored[rows]
-    closer = ((mirrored - target) ** 2).mean((1, 2)) < ((plain - target) ** 2).mean((1, 2))
-    return np.where(closer[:, None, None], mirrored, plain)
-
-
-def relative_features(
-    data: Repetitions, references: Array, rows: Array, spread: Array
-) -> tuple[Array, Array]:
-    """How repetitions differ from a person's references; and the plain distance.
-
-    Differences are scaled by `spread`, the sd between correct repetitions of one (other) person.
-    """
-    own = oriented(data, references, data.trajectory[references[0]])
-    trajectory = oriented(data, rows, own.mean(axis=0))
-    difference = (trajectory - own.mean(axis=0)) / spread
-    # From their own means over time, where keypoints that always lie beside the joint cancel.
-    own_change = own - own.mean(axis=1, keepdims=True)
-    change = trajectory - trajectory.mean(axis=1, keepdims=True)
-    shifted = (change - own_change.mean(axis=0)) / spread
-    start = difference[:, :5].mean(axis=1, keepdims=True)
-    placed, placed_totals = distances(trajectory, own, spread)
-    moved, moved_totals = distances(change, own_change, spread)
-    range_change = extremes(trajectory) - extremes(own).mean(axis=0)
-    tempo = data.tempo[rows] - data.tempo[references].mean(axis=0)
-    by_phase = (difference, np.abs(difference), difference - start, shifted, np.abs(shifted))
-    body = (difference[:, ::3], *(bins(d) for d in by_phase), range_change, placed, moved)
-    totals = np.column_stack([placed_totals, moved_totals])
-    return flat(*body, totals, tempo), placed_totals[:, 0]
-
-
-def distances(trajectory: Array, own: Array, spread: Array) -> tuple[Array, Array]:
-    """Per signal, and over all: from the references' mean, from the nearest, against scatter."""
-    mean = own.mean(axis=0)
-    from_mean = np.sqrt((((trajectory - mean) / spread) ** 2).mean(axis=1))
-    nearest = np.min([np.sqrt((((trajectory - o) / spread) ** 2).mean(1)) for o in own], axis=0)
-    scatter = np.sqrt((((own - mean) / spread) ** 2).mean(axis=(0, 1)))
-    relative = np.log(from_mean / (0.5 + 0.5 * scatter))
-    totals = np.column_stack([from_mean.mean(axis=1), nearest.mean(axis=1)])
-    return np.stack([from_mean, nearest, relative], axis=1), totals
-
-
-def person_spread(data: Repetitions, rows: Array) -> Array:
-    """Sd of correct repetitions about their person's mean, half shrunk to its mean over phases."""
-    correct = rows[~data.faulty[rows]]
-    residuals = []
-    for subject in np.unique(data.subject[correct]):
-        own = data.trajectory[correct[data.subject[correct] == subject]]
-        residuals.append(own - own.mean(axis=0))
-    variance = np.concatenate(residuals).var(axis=0)
-    spread: Array = np.sqrt((variance + variance.mean(axis=0)) / 2.0)
-    return spread
-
-
-def draws(
-    data: Repetitions, rows: Array, n: int, rng: np.random.Generator
-) -> list[tuple[Array, Array]]:
-    """References and the remaining repetitions of one person, drawn `n` times."""
-    found = []
-    for _ in range(n):
-        correct = rng.permutation(rows[~data.faulty[rows]])
-        rest = np.concatenate([correct[N_REFERENCES:], rows[data.faulty[rows]]])
-        found.append((correct[:N_REFERENCES], rest))
+def by_distance(
+    cells: dict[tuple[str, str], Cell], people: dict[tuple[str, str], list[list[Person]]]
+) -> Cells:
+    """Judged as an exercise without training: distances only, learned from other movements."""
+    found = {}
+    for (movement, view), cell in cells.items():
+        parts = []
+        for index, name in enumerate(cell.folds):
+            rng = np.random.default_rng(11)
+            others = [c.folds[name] for (m, v), c in cells.items() if m != movement and v == view]
+            spread = np.mean([fold.spread for fold in others], axis=0)
+            decision = learning.decide_by_distance([fold.fitted for fold in others])
+            model = detector.PersonalModel(spread, decision)
+            held = [
+                h
+                for people in people[movement, view]
+                for h in held_choices(people[index], spread, rng)
+            ]
+            parts.append(personal_scores(learning.gather(held), model))
+        found[movement, view] = joined(parts)
     return found
 
 
-def trees(effort: Effort, seed: int) -> ExtraTreesClassifier:
-    return ExtraTreesClassifier(
-        n_estimators=effort.n_trees, min_samples_leaf=2, max_features=0.05,
-        class_weight="balanced", random_state=seed,
-    )  # fmt: skip
+def milliseconds(person: Person) -> tuple[float, float]:
+    """Cost of judging one repetition with shipped models, personal and general; best of several."""
+    model = load_models().select("squat", "front")
+    repetitions = [
+        RepetitionFeatures(
+            trajectory * features.UNITS,
+            np.array([np.exp(tempo[0]), tempo[1], 0.5, 0.5]),
+            np.linspace(0.0, np.exp(tempo[0]), 50),
+            swapped=False,
+        )
+        for trajectory, tempo in zip(person.course.trajectory, person.course.tempo, strict=True)
+    ]
+    references = detector.learn_references(repetitions[:3], model)
+
+    def cost_ms(given: detector.References | None) -> float:
+        judge = partial(detector.judge, repetitions[4], given, model)
+        return min(timeit.repeat(judge, number=20, repeat=10)) / 20 * 1e3
+
+    return cost_ms(references), cost_ms(None)
 
 
-def forest(effort: Effort, seed: int) -> IsolationForest:
-    return IsolationForest(n_estimators=effort.n_trees // 2, random_state=seed)
-
-
-Fold = tuple[Array, Array, dict[str, Array]]
-
-
-def uncalibrated(
-    test: Repetitions, train: list[Repetitions], effort: Effort
-) -> Callable[..., Fold]:
-    def judge(cell: Array, subject: str) -> Fold:
-        others, own = cell[test.subject[cell] != subject], cell[test.subject[cell] == subject]
-        # Noise may turn the choice of the leading leg, so that both mirror images are learned.
-        seen = [image for data in train for image in (data, swapped(data))]
-        known = np.concatenate([absolute_features(data, others) for data in seen])
-        faulty = np.tile(test.faulty[others], len(seen))
-        unknown = absolute_features(test, own)
-        model = trees(effort, 0).fit(known, faulty)
-        scores = {
-            "forest": -forest(effort, 0).fit(known[~faulty]).score_samples(unknown),
-            "supervised": model.predict_proba(unknown)[:, 1],
-        }
-        return np.full(len(own), subject), test.faulty[own], scores
-
-    return judge
-
-
-def personal(test: Repetitions, train: list[Repetitions], effort: Effort) -> Callable[..., Fold]:
-    def judge(cell: Array, subject: str) -> Fold:
-        rng = np.random.default_rng(11)
-        others, own = cell[test.subject[cell] != subject], cell[test.subject[cell] == subject]
-        spread = np.mean([person_spread(data, others) for data in train], axis=0)
-        known, faulty = [], []
-        for data in train:
-            for other in np.unique(data.subject[others]):
-                rows = others[data.subject[others] == other]
-                for references, rest in draws(data, rows, effort.n_train_draws, rng):
-                    known.append(relative_features(data, references, rest, spread)[0])
-                    faulty.append(data.faulty[rest])
-        known_features, labels = np.concatenate(known), np.concatenate(faulty)
-        model = trees(effort, 0).fit(known_features, labels)
-        isolation = forest(effort, 0).fit(known_features[~labels])
-        columns: dict[str, list[Array]] = {}
-        truth = []
-        for references, rest in draws(test, own, effort.n_test_draws, rng):
-            features, distance = relative_features(test, references, rest, spread)
-            truth.append(test.faulty[rest])
-            found = {
-                "distance": distance,
-                "forest": -isolation.score_samples(features),
-                "supervised": model.predict_proba(features)[:, 1],
-                "tempo alone": np.abs(test.tempo[rest, 0] - test.tempo[references, 0].mean()),
-                "start alone": start_distance(test, references, rest, spread),
-            }
-            for group in GROUPS:
-                shuffled = shuffle(features, group_columns(group, features.shape[1]), rng)
-                found[f"without {group}"] = model.predict_proba(shuffled)[:, 1]
-            for name, values in found.items():
-                columns.setdefault(name, []).append(values)
-        truth_all = np.concatenate(truth)
-        scores = {name: np.concatenate(parts) for name, parts in columns.items()}
-        return np.full(len(truth_all), subject), truth_all, scores
-
-    return judge
-
-
-def start_distance(data: Repetitions, references: Array, rows: Array, spread: Array) -> Array:
-    difference = data.trajectory[rows, 0] - data.trajectory[references, 0].mean(axis=0)
-    distance: Array = np.sqrt(((difference / spread[0]) ** 2).mean(axis=1))
-    return distance
-
-
-def group_columns(group: str, n_columns: int) -> Array:
-    """Columns of `relative_features` that speak of one part of the body, or of tempo."""
-    n_body = n_columns - 6
-    if group == "tempo":
-        return np.array([n_columns - 2, n_columns - 1])
-    signal = np.arange(n_body) % len(SIGNAL_NAMES)
-    return np.flatnonzero(np.array([group in name for name in SIGNAL_NAMES])[signal])
-
-
-def shuffle(features: Array, columns: Array, rng: np.random.Generator) -> Array:
-    """Give the chosen columns of each row to another row, all of them together."""
-    shuffled = features.copy()
-    shuffled[:, columns] = features[rng.permutation(len(features))][:, columns]
-    return shuffled
-
-
-def evaluate(test: Repetitions, judge: Callable[..., Fold]) -> Cells:
-    cells = {}
-    for movement in np.unique(test.movement):
-        for view in VIEWS:
-            cell = np.flatnonzero((test.movement == movement) & (test.view == view))
-            folds = [judge(cell, subject) for subject in np.unique(test.subject)]
-            names = folds[0][2]
-            scores = {name: np.concatenate([fold[2][name] for fold in folds]) for name in names}
-            subject, faulty = (np.concatenate([fold[i] for fold in folds]) for i in (0, 1))
-            cells[str(movement), view] = Scored(subject, faulty, scores)
-    return cells
+def hours_of(recorded: dict[str, Array]) -> dict[str, float]:
+    """Recorded time of all correct repetitions of a movement."""
+    hours: dict[str, float] = {}
+    for key, points in recorded.items():
+        movement, _, _, form = key.split("/")
+        if form == "correct":
+            hours[movement] = hours.get(movement, 0.0) + len(points) / 50.0 / 3600.0
+    return hours
 
 
 def main() -> None:
@@ -322,41 +228,33 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("--report", type=Path, default=REPORT)
+    parser.add_argument("--cache", type=Path, help="keeps what was projected and measured")
     parser.add_argument("--quick", action="store_true", help="a smoke run, not for the report")
     arguments = parser.parse_args()
-    effort = QUICK if arguments.quick else FULL
+    effort = Effort(n_trees=15, n_isolating=10, n_draws=1) if arguments.quick else Effort()
     started = time.perf_counter()
-    with np.load(arguments.data / "datasets" / "ui_prmd" / "coco17_3d_50hz.npz") as archive:
-        recorded = dict(archive)
-    seeds = range(1 + effort.n_train_seeds)
-    test, *train = [observe(recorded, seed, offset_of_person=False) for seed in seeds]
-    without = evaluate(test, uncalibrated(test, train, effort))
-    print(f"no calibration: {time.perf_counter() - started:.0f} s", flush=True)
-    own = evaluate(test, personal(test, train, effort))
-    print(f"personal baseline: {time.perf_counter() - started:.0f} s", flush=True)
-    steady, *steady_train = [observe(recorded, seed, offset_of_person=True) for seed in seeds]
-    calm = evaluate(steady, personal(steady, steady_train, effort))
-    report = TEMPLATE.format(
-        effort=effort,
-        without=summary_table(without, ("forest", "supervised"), effort.n_bootstraps),
-        without_cells=cell_table(without, effort.n_bootstraps),
-        own=summary_table(own, ("distance", "forest", "supervised"), effort.n_bootstraps),
-        own_cells=cell_table(own, effort.n_bootstraps),
-        people=people_table(own),
-        calm=summary_table(calm, ("distance", "supervised"), effort.n_bootstraps),
-        trivial=summary_table(own, ("tempo alone", "start alone"), effort.n_bootstraps),
-        importance=importance_table(own),
-        offset=100 * OFFSET_SD,
-        noise=100 * NOISE_SD,
-        machine=f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        versions=f"Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"scikit-learn {sklearn.__version__}",
-        load=f"{os.getloadavg()[2]:.1f}",
-        goals=goal_table(without, own, calm),
-        seconds=time.perf_counter() - started,
+    recorded = read_recorded(arguments.data)
+    wanted = (*learning.TRAINING_DRAWS, *JUDGED, HARDER, EASIER)
+    draws = {d.name: kept_draw(recorded, d, arguments.cache) for d in wanted}
+    cells, judged = {}, {}
+    for view in ("front", "side", "three_quarter"):
+        for movement in sorted({key.split("/")[0] for key in recorded}):
+            people = {n: learning.people_of(data, movement, view) for n, data in draws.items()}
+            judged[movement, view] = [people[draw.name] for draw in JUDGED]
+            cells[movement, view] = judge_cell(people, effort)
+            print(f"{movement} {view}: {time.perf_counter() - started:.0f} s", flush=True)
+    results: dict[str, Cells] = {
+        protocol: {name: cell.scored[protocol] for name, cell in cells.items()}
+        for protocol in PROTOCOLS
+    }
+    results["untrained"] = by_distance(cells, judged)
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, "
+        f"NumPy {np.__version__}, scikit-learn {sklearn.__version__}; other work on the machine "
+        f"(load average {os.getloadavg()[2]:.1f} over 15 minutes)"
     )
-    arguments.report.write_text(report)
-    print(report)
+    person = judged["deep_squat", "front"][0][0]
+    write_report(arguments.report, results, hours_of(recorded), milliseconds(person), machine)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Statistics, tables and text of the report that `form_evaluation.py` writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from angle_accuracy import table
@@ -9,7 +10,8 @@ from scipy.stats import rankdata
 
 Array = np.ndarray
 
-GROUPS = ("shoulder", "elbow", "hip", "knee", "ankle", "wrist", "trunk", "nose", "pelvis", "tempo")
+N_BOOTSTRAPS = 500
+MAIN_VIEWS = ("front", "side")
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,15 @@ class Scored:
     subject: Array
     faulty: Array
     scores: dict[str, Array]
+    verdict: Array
+    """0 normal, 1 unsure, 2 faulty, by thresholds learned from other people."""
+    repetition: Array
+    """Number among the person's, as recorded."""
 
 
 Cells = dict[tuple[str, str], Scored]
 """By movement and view."""
+Measure = Callable[[Array, Array], float]
 
 
 def auc(faulty: Array, score: Array) -> float:
@@ -38,25 +45,28 @@ def tpr_at(faulty: Array, score: Array, fpr: float) -> float:
     return float(np.mean(score[faulty] > correct[int(fpr * len(correct))]))
 
 
-def carried_over(cell: Scored, fpr: float) -> tuple[float, float]:
-    """TPR and FPR with each person's threshold taken from the other people's held-out scores."""
-    score, flagged = cell.scores["supervised"], np.zeros(len(cell.faulty), bool)
-    for subject in np.unique(cell.subject):
-        own = cell.subject == subject
-        flagged[own] = score[own] > np.quantile(score[~own & ~cell.faulty], 1.0 - fpr)
-    return float(flagged[cell.faulty].mean()), float(flagged[~cell.faulty].mean())
+def tpr_1(faulty: Array, score: Array) -> float:
+    return tpr_at(faulty, score, 0.01)
 
 
-Measure = Callable[[Array, Array], float]
+def tpr_5(faulty: Array, score: Array) -> float:
+    return tpr_at(faulty, score, 0.05)
 
 
-def interval(cells: list[Scored], name: str, measure: Measure, n: int) -> str:
+def within_auc(cell: Scored, name: str = "supervised") -> float:
+    """Mean over people of the AUC with a threshold of their own."""
+    people = [cell.subject == person for person in np.unique(cell.subject)]
+    return float(np.mean([auc(cell.faulty[p], cell.scores[name][p]) for p in people]))
+
+
+def interval(cells: Iterable[Scored], name: str, measure: Measure) -> str:
     """Mean over cells, with the 95% interval of drawing the people again (bootstrap)."""
+    cells = list(cells)
     rng = np.random.default_rng(3)
     people = np.unique(cells[0].subject)
     rows = [{p: np.flatnonzero(cell.subject == p) for p in people} for cell in cells]
     means = []
-    for _ in range(n):
+    for _ in range(N_BOOTSTRAPS):
         drawn = rng.choice(people, len(people))
         chosen = [np.concatenate([by_person[p] for p in drawn]) for by_person in rows]
         pairs = zip(cells, chosen, strict=True)
@@ -66,172 +76,151 @@ def interval(cells: list[Scored], name: str, measure: Measure, n: int) -> str:
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def tpr_1(faulty: Array, score: Array) -> float:
-    return tpr_at(faulty, score, 0.01)
+def of_views(cells: Cells, views: tuple[str, ...]) -> Cells:
+    return {name: cell for name, cell in cells.items() if name[1] in views}
 
 
-def tpr_5(faulty: Array, score: Array) -> float:
-    return tpr_at(faulty, score, 0.05)
+def verdict_shares(cells: Iterable[Scored]) -> list[str]:
+    """Of the correct: called faulty, left unsure; of the faulty: called faulty, left unsure."""
+    cells = list(cells)
+    verdict = np.concatenate([c.verdict for c in cells])
+    faulty = np.concatenate([c.faulty for c in cells])
+    shares = [np.mean(verdict[~faulty] == 2), np.mean(verdict[~faulty] == 1)]
+    shares += [np.mean(verdict[faulty] == 2), np.mean(verdict[faulty] == 1)]
+    return [f"{100 * share:.1f}%" for share in shares]
 
 
-def cell_table(cells: Cells, n_bootstraps: int) -> str:
+VERDICT_HEADER = ["correct called faulty", "unsure", "faulty called faulty", "unsure"]
+
+
+def cell_table(cells: Cells) -> str:
     rows = []
     for (movement, view), cell in cells.items():
-        figures = [interval([cell], "supervised", m, n_bootstraps) for m in (auc, tpr_1, tpr_5)]
-        found, false = carried_over(cell, 0.01)
-        rows.append([movement, view, *figures, f"{found:.2f} / {false:.3f}"])
-    header = [
-        "movement",
-        "view",
-        "AUC",
-        "TPR at 1% FPR",
-        "TPR at 5% FPR",
-        "carried over: TPR / FPR",
-    ]
-    return table(header, rows)
+        figures = [interval([cell], "supervised", m) for m in (auc, tpr_1, tpr_5)]
+        within = f"{within_auc(cell):.3f}"
+        rows.append([movement, view, *figures, within, *verdict_shares([cell])])
+    header = ["movement", "view", "AUC", "TPR at 1% FPR", "TPR at 5% FPR", "AUC within a person"]
+    return table([*header, *VERDICT_HEADER], rows)
 
 
-def summary_table(cells: Cells, names: tuple[str, ...], n_bootstraps: int) -> str:
-    parts, rows = list(cells.values()), []
-    for name in names:
-        figures = [interval(parts, name, m, n_bootstraps) for m in (auc, tpr_1, tpr_5)]
-        faulty = np.concatenate([cell.faulty for cell in parts])
-        score = np.concatenate([cell.scores[name] for cell in parts])
-        pooled = f"{auc(faulty, score):.3f} / {tpr_1(faulty, score):.2f}"
-        rows.append([name, *figures, pooled])
-    header = ["method", "mean AUC", "mean TPR at 1% FPR", "mean TPR at 5% FPR"]
-    return table([*header, "all pooled: AUC / TPR at 1% FPR"], rows)
-
-
-def people_table(cells: Cells) -> str:
-    people = np.unique(next(iter(cells.values())).subject)
+def summary_table(rows_of: Mapping[str, tuple[Cells, str]]) -> str:
     rows = []
-    for (movement, view), cell in cells.items():
-        own = [cell.subject == person for person in people]
-        rows.append(
-            [
-                movement,
-                view,
-                *(f"{auc(cell.faulty[o], cell.scores['supervised'][o]):.2f}" for o in own),
-            ]
-        )
-    return table(["movement", "view", *people], rows)
+    for label, (cells, name) in rows_of.items():
+        figures = [interval(cells.values(), name, m) for m in (auc, tpr_1, tpr_5)]
+        rows.append([label, *figures])
+    return table(["", "mean AUC", "mean TPR at 1% FPR", "mean TPR at 5% FPR"], rows)
 
 
-def importance_table(cells: Cells) -> str:
-    rows = []
-    for (movement, view), cell in cells.items():
-        whole = auc(cell.faulty, cell.scores["supervised"])
-        drops = [whole - auc(cell.faulty, cell.scores[f"without {group}"]) for group in GROUPS]
-        rows.append([movement, view, *(f"{1000 * drop:.0f}" for drop in drops)])
-    return table(["movement", "view", *GROUPS], rows)
+def methods_table(cells: Cells, names: Mapping[str, str]) -> str:
+    main = of_views(cells, MAIN_VIEWS)
+    return summary_table({label: (main, name) for label, name in names.items()})
+
+
+def false_cues(cells: Cells, hours: Mapping[str, float]) -> tuple[float, float]:
+    """Per hour of correct exercise: repetitions called faulty; second ones in a row."""
+    single = in_a_row = total_h = 0.0
+    for (movement, _), cell in cells.items():
+        for person in np.unique(cell.subject):
+            rows = np.flatnonzero((cell.subject == person) & ~cell.faulty)
+            flagged = cell.verdict[rows] == 2
+            follows = np.diff(cell.repetition[rows]) > 0
+            single += flagged.sum()
+            in_a_row += (flagged[1:] & flagged[:-1] & follows).sum()
+        n_correct = (~cell.faulty).sum()
+        n_recorded = 10 * len(np.unique(cell.subject))
+        total_h += hours[movement] * n_correct / n_recorded
+    return single / total_h, in_a_row / total_h
 
 
 def mean_of(cells: Cells, measure: Measure) -> float:
-    return float(np.mean([measure(c.faulty, c.scores["supervised"]) for c in cells.values()]))
+    main = of_views(cells, MAIN_VIEWS).values()
+    return float(np.mean([measure(c.faulty, c.scores["supervised"]) for c in main]))
 
 
-def goal_table(without: Cells, own: Cells, calm: Cells) -> str:
-    goals = (
-        ("no calibration: mean AUC", 0.93, mean_of(without, auc)),
+def goal_table(results: Mapping[str, Cells], hours: Mapping[str, float], cost_ms: float) -> str:
+    general, own = results["general"], results["personal"]
+    at_least = (
+        ("no calibration: mean AUC", 0.93, mean_of(general, auc)),
         ("personal baseline: mean AUC", 0.99, mean_of(own, auc)),
         ("personal baseline: mean TPR at 1% FPR", 0.95, mean_of(own, tpr_1)),
-        ("the same with steady keypoint offsets: mean AUC", 0.99, mean_of(calm, auc)),
-        ("the same with steady keypoint offsets: mean TPR at 1% FPR", 0.95, mean_of(calm, tpr_1)),
     )
-    rows = [[g, f"{w:.2f}", f"{v:.3f}", "yes" if v >= w else "no"] for g, w, v in goals]
-    return table(["goal", "wanted at least", "measured", "reached"], rows)
+    rows = [[g, f"{w} or more", f"{v:.3f}", "yes" if v >= w else "no"] for g, w, v in at_least]
+    single, in_a_row = false_cues(of_views(results["first"], MAIN_VIEWS), hours)
+    at_most = (
+        ("one repetition, ms", 2.0, cost_ms),
+        ("false alarms per hour, personal, every repetition", 2.0, single),
+        ("false alarms per hour, personal, two repetitions in a row", 2.0, in_a_row),
+    )
+    rows += [[g, f"{w} or less", f"{v:.2f}", "yes" if v <= w else "no"] for g, w, v in at_most]
+    return table(["goal", "wanted", "measured", "reached"], rows)
 
 
-TEMPLATE = """# Telling faulty repetitions from correct ones
+def write_report(
+    path: Path, results: dict[str, Cells], hours: Mapping[str, float],
+    cost_ms: tuple[float, float], machine: str,
+) -> None:  # fmt: skip
+    """Fill the template beside this file."""
+    general, own = results["general"], results["personal"]
+    quarter = ("three_quarter",)
+    ways = {
+        "three of a person's correct repetitions, drawn at random": own,
+        "the first three in order": results["first"],
+        "three from another session (errors drawn anew)": results["elsewhere"],
+        "judged with the errors of the earlier report": results["harder"],
+        "judged without keypoint errors": results["easier"],
+        "as an exercise without training (distances only)": results["untrained"],
+    }
+    cue_rows = []
+    for label, name in (("no calibration", "general"), ("first three as baseline", "first")):
+        for views in (MAIN_VIEWS, quarter):
+            rates = false_cues(of_views(results[name], views), hours)
+            cue_rows.append([label, ", ".join(views), *(f"{rate:.1f}" for rate in rates)])
+    text = TEMPLATE.read_text().format(
+        goals=goal_table(results, hours, max(cost_ms)),
+        general=methods_table(
+            general,
+            {"forest": "forest", "trees, as shipped": "supervised"},
+        ),
+        general_ways=summary_table(
+            {
+                label: (of_views(results[name], MAIN_VIEWS), "supervised")
+                for label, name in (
+                    ("judged with the errors of the earlier report", "general harder"),
+                    ("judged without keypoint errors", "general easier"),
+                )
+            }
+        ),
+        general_quarter=summary_table({"45 degrees": (of_views(general, quarter), "supervised")}),
+        general_cells=cell_table(general),
+        own=methods_table(
+            own,
+            {
+                "distance": "distance", "distance beside own": "distance beside own",
+                "DTW distance": "DTW", "forest": "forest", "DTW and forest": "DTW and forest",
+                "trees, as shipped": "supervised",
+            },
+        ),
+        own_quarter=summary_table({"45 degrees": (of_views(own, quarter), "supervised")}),
+        own_cells=cell_table(own),
+        ways=summary_table(
+            {label: (of_views(cells, MAIN_VIEWS), "supervised") for label, cells in ways.items()}
+        ),
+        verdicts=table(
+            ["", *VERDICT_HEADER],
+            [
+                [label, *verdict_shares(of_views(cells, MAIN_VIEWS).values())]
+                for label, cells in {"no calibration": general, **ways}.items()
+            ],
+        ),
+        cues=table(["", "views", "every repetition", "two in a row"], cue_rows),
+        trivial=methods_table(own, {"tempo alone": "tempo alone", "start alone": "start alone"}),
+        personal_ms=cost_ms[0],
+        general_ms=cost_ms[1],
+        machine=machine,
+        bootstraps=N_BOOTSTRAPS,
+    )  # fmt: skip
+    path.write_text(text)
+    print(text)
 
-Reproduce: `python benchmarks/form_evaluation.py --data $SHARED_DATA` (needs scikit-learn).
 
-{goals}
-
-These are figures of models trained inside this benchmark on `repetition_features`. The product
-does not score form yet: scorer, saved models and their use of the personal baseline are to come,
-and so are the labelled clips, the 45 degree view, rules and false cues per hour.
-
-Data: UI-PRMD, 700 repetitions of seven people, five movements, half of them deliberately faulty,
-Vicon at 50 Hz, here every second frame. An upright perspective camera (angle_accuracy.md) stands in
-front or at the side, left of half of the people and right of the others. Keypoint errors: an offset
-per keypoint that lasts a whole repetition (sd {offset:.1f}% of stature) and noise in every frame
-({noise:.1f}%), drawn anew for training and judging; the size comes from multiview_angles.md. No
-smoothing but that of the features. Repetitions are cut as the data set cuts them; the features
-find onset and end of the movement within.
-
-Every person is judged by models that saw only the other six (leave one subject out), one per
-movement and view. Extra trees ({effort.n_trees}), trained on {effort.n_train_seeds} draws of
-keypoint errors with the camera turned by up to 10 degrees; judged is the camera straight in front
-or at the side. The form of the features, the models and their settings were chosen with these
-seven people in view, not nested: expect somewhat less on others. In brackets: 95% intervals of
-drawing the seven people again (bootstrap, {effort.n_bootstraps} times), models kept; seven people
-are few, so that intervals are rough, and those of a TPR lie too high: a sample that leaves out the
-person with the most unusual correct repetition finds more faults. With 70
-correct repetitions per movement and view, at 1% FPR (without calibration) none of them is flagged:
-the TPR there hangs on one or two repetitions, and moves by 0.1 and more with the number of draws
-and trees (compare `--quick`).
-
-*Carried over*: the threshold for each person is the 99th percentile of the other people's correct
-repetitions, each by the model that did not see that other person (that model did see the judged
-one). Every other TPR is read off the ROC of the judged people themselves.
-
-## No calibration
-
-*Forest*: an isolation forest on correct repetitions of the six others. *Pooled*: one threshold
-for all movements and views.
-
-{without}
-
-Supervised, per movement and view:
-
-{without_cells}
-
-## Personal baseline
-
-Three of the person's own correct repetitions are the reference and are not judged;
-{effort.n_test_draws} draws, pooled. *Distance*: RMS difference from the mean of the references in
-units of the spread between a person's correct repetitions. *Forest* and *supervised* see
-differences from the references, learned from the six other people and their references.
-
-{own}
-
-Supervised, per movement and view:
-
-{own_cells}
-
-AUC within each person, that is with a threshold for each person:
-
-{people}
-
-### Keypoint offsets that stay for a whole session
-
-A detector misplaces the same joint of the same person alike in every repetition. With the offset
-drawn once per person and view instead of once per repetition:
-
-{calm}
-
-## Are the faults trivial?
-
-The same people judged by tempo alone (difference of duration from the references) and by the
-starting pose alone (its distance from theirs):
-
-{trivial}
-
-## What the models use
-
-Loss of AUC, in thousandths, when what concerns one part of the body is swapped between the judged
-repetitions of a person (permutation importance). A part can be replaced by others that move with
-it, so that small numbers do not mean that it tells nothing.
-
-{importance}
-
-The nose ranks high in lunges, wrists and nose in sitting down. Perhaps people who act a fault also
-hold head and arms differently; whether faults of real trainees show like that is not known.
-
-## Machine
-
-{machine}, {versions}; other work on the machine (load average {load} over 15 minutes); the whole
-run took {seconds:.0f} s, one thread.
-"""
+TEMPLATE = Path(__file__).with_suffix(".md")

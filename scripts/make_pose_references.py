@@ -26,6 +26,7 @@ from pose_analyzer.form_measures import FormMeasures, measure_form  # noqa: E402
 from pose_analyzer.form_patterns import general_pattern  # noqa: E402
 from pose_analyzer.form_references import FormReference, signals_for  # noqa: E402
 from pose_analyzer.reference_files import save_reference  # noqa: E402
+from pose_analyzer.types import View  # noqa: E402
 
 SHARED_DATA: Final = Path(os.environ.get("SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 RECORDINGS: Final = Path("datasets") / "ui_prmd" / "coco17_3d_50hz.npz"
@@ -73,7 +74,7 @@ def reference_of(movement: str, found: Found) -> FormReference:
             if one.movement == movement and one.view == view:
                 people.setdefault(one.subject, {}).setdefault(seed, []).append(measures)
         sessions = {subject: list(draws.values()) for subject, draws in people.items()}
-        patterns.append(general_pattern(sessions, columns_of(SIGNALS)))
+        patterns.append(general_pattern(sessions, columns_of(SIGNALS), View(view)))
     name = EXERCISES[movement]
     return FormReference(name, name, "general", PROVENANCE, SIGNALS, tuple(patterns))
 

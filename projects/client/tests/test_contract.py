@@ -8,6 +8,17 @@ import pytest
 
 from pose_analyzer import wire as service
 from pose_analyzer.camera_view import CameraView
+from pose_analyzer.form_types import (
+    CannotJudge,
+    Component,
+    Cue,
+    Fault,
+    FormScore,
+    FormUpdate,
+    PointLoss,
+    Reason,
+    ReferenceUsed,
+)
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.stream_types import Encoding, StreamState
 from pose_analyzer.types import JointAngles, PersonFrame, Phase, Repetition, View
@@ -137,6 +148,38 @@ def test_what_is_not_known_is_nan_or_none(encoding):
     assert np.isnan([first.last_repetition.turn_s, first.last_repetition.depth]).all()
     assert second.last_repetition is None
     assert Result.of(result_of([], encoding), NAMES).people == ()
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_form_arrives(encoding):
+    loss = PointLoss(
+        Component.TEMPO, 2.5, 3, Phase.BOTTOM, "body", 0.8, "s", 1.0, 0.5, 1.5, "tempo.slower"
+    )
+    score = FormScore(
+        97.5,
+        {Component.TEMPO: 97.5, Component.SYMMETRY: None},
+        (loss,),
+        (CannotJudge("left_knee", Reason.VIEW),),
+        ReferenceUsed("maria", "personal", View.SIDE),
+    )
+    fault = Fault("heels_lifting", 0.5, "ankle", None, Phase.BOTTOM, 3, 0.1, "body_ratio", 1.0)
+    cue = Cue("correct.heels_lifting", "Heels down.", "correction", "heels_lifting", 3, 2.0)
+    told = service.Form.of(FormUpdate(1, 3, score, (fault,), (), None, cue))
+    people = [service.Person.of(person_frame(), repetition(), told)]
+    form = Result.of(result_of(people, encoding), NAMES).people[0].form
+    assert (form.repetition, form.score, form.reference, form.mode) == (
+        3,
+        97.5,
+        "maria",
+        "personal",
+    )
+    assert form.components["tempo"] == 97.5
+    assert np.isnan(form.components["symmetry"])
+    assert (form.losses[0].joint, form.losses[0].amount) == ("body", 0.8)
+    assert (form.faults[0].name, form.faults[0].side) == ("heels_lifting", None)
+    assert form.cannot_judge == {"left_knee": "view"}
+    assert form.anomaly is None
+    assert (form.cue.text, form.cue.time_s) == ("Heels down.", 2.0)
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))

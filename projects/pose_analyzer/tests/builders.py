@@ -276,3 +276,13 @@ def _phase(time_s):
     if 0.45 < position < 0.55:
         return Phase.BOTTOM
     return Phase.ECCENTRIC if position < 0.5 else Phase.CONCENTRIC
+
+
+def pictures_without_people() -> list[np.ndarray]:
+    """Noise and flat pictures of several sizes."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 256, (120, 200, 3), dtype=np.uint8),
+        np.full((360, 640, 3), 127, dtype=np.uint8),
+        np.zeros((33, 21, 3), dtype=np.uint8),
+    ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.form_types import NO_CHOICE, FormChoice
 from pose_analyzer.stream_types import (
     AnalysedFrame,
     DropCause,
@@ -91,10 +92,11 @@ class FakeAnalysis:
         self.held = False
         self.full: set[str] = set()
         self.n_sends = 0
+        self.rehearsed: list[str] = []
         self.pending: list[Future[AnalysedFrame]] = []
         self.closed = False
 
-    def open(self, stream_id: str, exercise: str) -> None:
+    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
         self.open_streams[stream_id] = exercise
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
@@ -119,6 +121,9 @@ class FakeAnalysis:
 
     def send(self) -> None:
         self.n_sends += 1
+
+    def rehearse(self, stream_id: str) -> None:
+        self.rehearsed.append(stream_id)
 
     def has_room(self, stream_id: str) -> bool:
         return stream_id not in self.full

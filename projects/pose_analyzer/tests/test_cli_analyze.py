@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pose_analyzer.cli import analysis as analysis_module
 from pose_analyzer.cli import app
-from pose_analyzer.cli.analysis import AnalysisJob, ResultFiles, run_analysis
+from pose_analyzer.cli.analysis import AnalysisJob, AnalysisResult, ResultFiles, run_analysis
 from pose_analyzer.cli.analyze import (
     analysis_progress,
     angle_range_deg,
@@ -149,7 +149,9 @@ class TestAnalyze:
         assert summary["frames"] == DURATION_S * FPS
         assert summary["frames_per_second"] > 0
         assert summary["detector"] == "fake"
-        assert summary["people"] == [{"track_id": 1, "exercise": "squat", "repetitions": 1}]
+        (person,) = summary["people"]
+        assert 0.0 < person.pop("score") <= 100.0
+        assert person == {"track_id": 1, "exercise": "squat", "repetitions": 1, "cues": []}
         assert summary["problems"] == []
         assert {Path(path).name for path in summary["files"].values()} == names(out)
         assert "overlay" not in summary["files"]
@@ -261,11 +263,12 @@ class TestFailures:
 
 def test_progress_and_settings_folder(factory, video, out, exercises_dir):
     seen: list[tuple[float, SourceInfo]] = []
-    analysis, files = run_analysis(
+    done = run_analysis(
         AnalysisJob(video, out, overlay=False),
         Settings(exercises_dir=exercises_dir),
         lambda frame, info: seen.append((frame.time_s, info)),
     )
+    analysis, files = done.analysis, done.files
     assert len(seen) == analysis.n_frames
     assert seen[0][1].width_px == WIDTH
     assert files == ResultFiles(
@@ -273,6 +276,7 @@ def test_progress_and_settings_folder(factory, video, out, exercises_dir):
     )
     (person,) = analysis.people
     assert person.exercise == "squat"
+    assert [form.repetition for form in done.forms] == [r.number for r in person.repetitions]
 
 
 def test_roi_is_read():
@@ -318,7 +322,7 @@ class TestDemo:
             people = [person_analysis(61, exercise=exercise)] if n is not None else []
             done = [replace(p, repetitions=(repetition(),) * n) for p in people]
             files = ResultFiles(*(job.out / name for name in sorted(ALL_FILES)))
-            return video_analysis(done), files
+            return AnalysisResult(video_analysis(done), files, ())
 
         monkeypatch.setattr(demo_module, "fetch_clip", fetch)
         monkeypatch.setattr(demo_module, "run_analysis", run)

@@ -9,13 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from pose_analyzer.cli import app
-from pose_analyzer.cli.exits import ExitCode, exit_code
+from pose_analyzer.cli.exits import Commands
 from pose_analyzer.errors import (
     BackendFailedError,
     ModelUnavailableError,
     UnreadableSourceError,
 )
 from pose_analyzer.model_files import MODELS, store
+from shared_utils.exits import ExitCode
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -83,9 +84,9 @@ def test_a_wrong_setting_is_one_line(runner: CliRunner) -> None:
 
 
 def test_exit_codes_tell_bad_input_from_failure() -> None:
-    assert exit_code(UnreadableSourceError("a.txt", "not a video")) is ExitCode.UNUSABLE
-    assert exit_code(ModelUnavailableError("m", "do this")) is ExitCode.FAILED
-    assert exit_code(BackendFailedError("b", "broke")) is ExitCode.FAILED
+    assert Commands.exit_code(UnreadableSourceError("a.txt", "not a video")) is ExitCode.UNUSABLE
+    assert Commands.exit_code(ModelUnavailableError("m", "do this")) is ExitCode.FAILED
+    assert Commands.exit_code(BackendFailedError("b", "broke")) is ExitCode.FAILED
 
 
 @pytest.mark.parametrize(

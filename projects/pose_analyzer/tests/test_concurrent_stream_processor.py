@@ -59,7 +59,7 @@ class Rig:
         self.processor.offer(stream, PICTURE, captured_s)
 
 
-def rig(**pipeline: int) -> Rig:
+def rig(**pipeline: int | str) -> Rig:
     """Make a rig; in a running loop."""
     parts = FakePipeline(**pipeline), FakeAnalysis(), CountingMetrics(), FakeClock()
     return Rig(*parts, ConcurrentStreamProcessor(*parts))
@@ -402,6 +402,21 @@ async def test_an_ended_stream_gets_no_late_answer() -> None:
     stream.ended = True
     await it.finish()
     assert stream.sink.messages == []
+
+
+@pytest.mark.parametrize(("device", "rehearsed"), [("cuda:0", ["a"]), ("cpu", [])])
+async def test_while_a_gpu_looks_at_a_lone_picture_its_analysis_is_woken(
+    device: str, rehearsed: list[str]
+) -> None:
+    r = rig(max_batch=4, device=device)
+    one, other = r.stream("a"), r.stream("b")
+    r.offer(one)
+    assert r.analysis.rehearsed == rehearsed
+    r.offer(one)
+    r.offer(other)
+    await r.finish()
+    assert [len(batch) for batch in r.pipeline.seen] == [1, 2]
+    assert r.analysis.rehearsed == rehearsed
 
 
 def test_turns_go_to_those_who_waited_longest() -> None:

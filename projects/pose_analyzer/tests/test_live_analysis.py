@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pose_analyzer import wire
 from pose_analyzer.errors import BackendFailedError, UnknownNameError
 from pose_analyzer.form_session import repetitions
-from pose_analyzer.live_analysis import FirstHereAnalysis, LocalAnalysis, ProcessAnalysis, messages
+from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis, messages
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import Pose
@@ -108,23 +108,23 @@ def people_in(answer) -> list[wire.Person]:
     return msgspec.json.decode(answer.people, type=list[wire.Person])
 
 
-def test_the_first_stream_is_answered_at_once_and_others_in_processes(here, processes):
-    analysis = FirstHereAnalysis(here, processes)
-    first, second, third = new_id(), new_id(), new_id()
-    analysis.open(first, "squat")
-    analysis.open(second, "squat")
-    assert all(analysis.analyse(first, *frame, Encoding.JSON).done() for frame in frames(0.5))
-    futures = [analysis.analyse(second, *frame, Encoding.JSON) for frame in frames(5.0)]
-    assert analysis.has_room(first)
-    assert not analysis.has_room(second)
-    analysis.send()
-    answers = [future.result(WAIT_S).people for future in futures]
-    assert answers == recorded(frames(5.0), (SQUAT,))
-    analysis.end(first)
-    analysis.open(third, "auto")
-    assert analysis.analyse(third, *next(frames()), Encoding.JSON).done()
-    for stream_id in (second, third):
+def test_rehearsals_change_no_answer(analysis):
+    def answers(*, rehearsed: bool) -> list[bytes]:
+        stream_id = new_id()
+        analysis.open(stream_id, "auto")
+        people = []
+        for frame in frames():
+            if rehearsed:
+                analysis.rehearse(stream_id)
+            if frame[0] == 40:
+                analysis.change_exercise(stream_id, "squat")
+            future = analysis.analyse(stream_id, *frame, Encoding.JSON)
+            analysis.send()
+            people.append(future.result(WAIT_S).people)
         analysis.end(stream_id)
+        return people
+
+    assert answers(rehearsed=True) == answers(rehearsed=False)
 
 
 @pytest.mark.parametrize("encoding", Encoding)

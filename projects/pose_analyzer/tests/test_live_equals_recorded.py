@@ -5,16 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import msgspec
 import numpy as np
 import pytest
 
+from pose_analyzer import wire
 from pose_analyzer.api.main import create_app
 from pose_analyzer.backends import create_detector
 from pose_analyzer.backends.cpu_pipeline import CpuFramePipeline
 from pose_analyzer.exercises import load_exercises, select_exercises
+from pose_analyzer.form_library import folders_of, load_form_library
+from pose_analyzer.form_types import FormChoice, FormUpdate
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
 from pose_analyzer.stream_analyzer import AnalysisConfig
+from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import PersonFrame, VideoAnalysis
 from pose_analyzer.ultralytics_library import ultralytics_installed
 from pose_analyzer.video_processor import process_video
@@ -34,17 +39,42 @@ def stream_of(live: LiveServer, protocol: str, frames, **start: object) -> list[
     return answers
 
 
-def recorded(source, detector, config: AnalysisConfig) -> tuple[VideoAnalysis, list]:
-    """The same frames on the recorded path: analysis, and everybody in each frame."""
-    people: list[list[PersonFrame]] = []
-    analysis = process_video(source, detector, config, lambda _, seen: people.append(list(seen)))
+LIBRARY = load_form_library(folders_of(Settings()))
+
+
+def config_of(exercise: str, **changes: object) -> AnalysisConfig:
+    chosen = select_exercises(load_exercises(Settings().exercises_dir), exercise)
+    return AnalysisConfig(chosen, judge=LIBRARY.judge_config(chosen, FormChoice()), **changes)
+
+
+Seen = list[tuple[list[PersonFrame], dict[int, FormUpdate]]]
+
+
+def recorded(source, detector, config: AnalysisConfig) -> tuple[VideoAnalysis, Seen]:
+    """The same frames on the recorded path: analysis, everybody in each frame, their form."""
+    people: Seen = []
+    forms: dict[int, FormUpdate] = {}
+    analysis = process_video(
+        source,
+        detector,
+        config,
+        lambda _, seen: people.append((list(seen), dict(forms))),
+        lambda form: forms.update({form.track_id: form}),
+    )
     return analysis, people
 
 
-def assert_equal(answers: list[dict], people: list[list[PersonFrame]]) -> None:
+def form_of(form: FormUpdate | None) -> object:
+    """What a client reads of it."""
+    if form is None:
+        return None
+    return msgspec.msgpack.decode(wire.encode(wire.Form.of(form), Encoding.MSGPACK))
+
+
+def assert_equal(answers: list[dict], people: Seen) -> None:
     """Live answers are the recorded ones to the last bit."""
     assert len(answers) == len(people)
-    for answer, seen in zip(answers, people, strict=True):
+    for answer, (seen, forms) in zip(answers, people, strict=True):
         assert [one["track_id"] for one in answer["people"]] == [one.track_id for one in seen]
         for live_one, one in zip(answer["people"], seen, strict=True):
             angles = live_one["angles"]
@@ -54,19 +84,24 @@ def assert_equal(answers: list[dict], people: list[list[PersonFrame]]) -> None:
             np.testing.assert_array_equal(live_one["keypoints_px"], one.keypoints_px)
             assert live_one["n_repetitions"] == one.n_repetitions
             assert live_one["phase"] == one.phase
+            form = form_of(forms.get(one.track_id))
+            # What the service read itself came as JSON, whose null is also that of a number.
+            np.testing.assert_equal(with_nan(live_one["form"]), with_nan(form))
 
 
 def test_live_equals_recorded() -> None:
     times_s = np.arange(0, 240) / 29.97
     source = FakeSource(times_s, width_px=64, height_px=40)
-    exercises = load_exercises(Settings().exercises_dir)
-    config = AnalysisConfig(select_exercises(exercises, "auto"), sample_fps=None)
+    config = config_of("auto", sample_fps=None)
     analysis, people = recorded(source, FakeDetector(squatter), config)
     frames = [(frame.time_s, frame.image_bgr) for frame in source.frames()]
     with serving(create_app(settings(analysis_processes=1), pipeline_factory=pipeline)) as live:
         answers = stream_of(live, "pose.v1.msgpack", frames, exercise="auto")
     assert_equal(answers, people)
     assert len(analysis.people[0].repetitions) == answers[-1]["people"][0]["n_repetitions"] == 3
+    form = answers[-1]["people"][0]["form"]
+    assert form["repetition"] > 1
+    assert form["reference"] is not None
 
 
 @pytest.mark.parametrize(
@@ -74,8 +109,7 @@ def test_live_equals_recorded() -> None:
 )
 def test_live_equals_recorded_in_a_region_and_sampled(clip: Path, chosen: dict) -> None:
     source = open_source(clip)
-    exercises = load_exercises(Settings().exercises_dir)
-    config = AnalysisConfig(select_exercises(exercises, "squat"), **({"sample_fps": None} | chosen))
+    config = config_of("squat", **({"sample_fps": None} | chosen))
     analysis, people = recorded(source, SizedDetector(squatter), config)
     start = {"exercise": "squat", "fps": source.info.fps, **chosen}
 
@@ -173,8 +207,7 @@ def test_live_equals_recorded_on_a_real_clip(
         min_stream_fps=0.001,
     )
     clip = open_source(shared_data / "videos" / "ohp_dumbbell_side_720x408p30.mp4")
-    exercises = load_exercises(chosen.exercises_dir)
-    config = AnalysisConfig(select_exercises(exercises, "overhead_press"), sample_fps=10.0)
+    config = config_of("overhead_press", sample_fps=10.0)
     with_detector = create_detector(detector, chosen)
     analysis, people = recorded(clip, with_detector, config)
     with_detector.close()

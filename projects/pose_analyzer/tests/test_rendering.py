@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pose_analyzer.form_types import Cue, FormUpdate
 from pose_analyzer.rendering import OverlayWriter, draw_people, drawing, writer
 from pose_analyzer.rendering.labels import DIMMED_TEXT, LabelLayout
 from pose_analyzer.skeletons import Coco
@@ -93,6 +94,14 @@ def test_labels_stay_inside_the_picture(wishes):
         left, top, *_ = layout.place((x, y), (width, 12))
         assert 0 <= left <= 200 - width
         assert 0 <= top <= 100 - 12
+
+
+def test_a_cue_is_shown_for_a_while():
+    cue = Cue("correct.x", "Drück die Knie nach außen.", "correction", "x", 1, 1.0)
+    forms = {1: FormUpdate(1, 1, None, (), (), None, cue)}
+    plain = draw_people(picture(), [person_frame(0.5, time_s=2.0)])
+    assert (draw_people(picture(), [person_frame(0.5, time_s=2.0)], 1.0, forms) != plain).any()
+    assert (draw_people(picture(), [person_frame(0.5, time_s=9.0)], 1.0, forms) == plain).all()
 
 
 def test_labels_make_room_for_each_other():

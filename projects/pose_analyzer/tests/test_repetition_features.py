@@ -140,3 +140,13 @@ class TestMissingKeypoints:
             measure(times_s[:1], keypoints[:1])
         with pytest.raises(ValueError, match="increasing"):
             measure(times_s[::-1], keypoints)
+
+
+def test_the_head_is_known_without_the_nose():
+    times_s, keypoints = squat()
+    whole = measure(times_s, keypoints)
+    keypoints[:, Coco.NOSE] = np.nan
+    head = [SIGNAL_NAMES.index("head_forward"), SIGNAL_NAMES.index("head_up")]
+    without = measure(times_s, keypoints).trajectory[:, head]
+    assert np.isfinite(without).all()
+    assert np.abs(without - whole.trajectory[:, head]).max() < 0.05

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
+from pose_analyzer.form_patterns import TeachingSpec, taught_reference
+from pose_analyzer.form_scorer import score_repetition
+from pose_analyzer.form_types import Cue, Fault, FormUpdate
 from pose_analyzer.reporting import (
     analysis_schema_json,
     write_analysis_json,
@@ -16,6 +20,7 @@ from pose_analyzer.reporting import (
     write_report_html,
 )
 from pose_analyzer.reporting.document import AnalysisDocument
+from pose_analyzer.reporting.form import beside, loss_sentence
 from pose_analyzer.reporting.plots import choose_rows, plot_data
 from pose_analyzer.reporting.summary import (
     repetition_table,
@@ -27,6 +32,9 @@ from pose_analyzer.skeletons import ANGLE_INDEX, ANGLE_NAMES
 from pose_analyzer.types import Phase
 
 from .builders import person_analysis, repetition, video_analysis
+from .form_tracks_of_squats import LEGS, squat_track
+
+FORM_REFERENCE = taught_reference(TeachingSpec("good", "squat", LEGS, {}), [squat_track()])
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "schemas" / "analysis-v1.schema.json"
 RECORDINGS = {
@@ -138,6 +146,39 @@ def test_report_says_what_the_view_cannot_show():
     assert unmeasured_angles(person) == ("both ankles",)
     person.angles_trusted[:, ANGLE_INDEX["right_knee"]] = False
     assert unreliable_angles(person) == ("both elbows", "right knee")
+
+
+def test_report_tells_scores_reasons_and_cues(tmp_path):
+    person = person_analysis(121)
+    track = squat_track(depth=0.7, lean_px=25.0)
+    score = score_repetition(track, FORM_REFERENCE)
+    fault = Fault("heels_lifting", 0.5, "ankle", "both", Phase.BOTTOM, 1, 0.1, "body_ratio", 1.0)
+    cue = Cue("correct.heels_lifting", "Heels <down>.", "correction", "heels_lifting", 1, 2.2)
+    form = FormUpdate(1, 1, score, (fault,), (), None, cue)
+    path = tmp_path / "report.html"
+    write_report_html(
+        video_analysis([person]), path, forms=[form], references={"good": FORM_REFERENCE}
+    )
+    write_analysis_json(video_analysis([person]), tmp_path / "analysis.json", [form])
+    document = json.loads((tmp_path / "analysis.json").read_text(encoding="utf-8"))
+    AnalysisDocument.model_validate(document)
+    (told,) = document["people"][0]["form"]
+    assert told["score"] == pytest.approx(score.total, abs=1e-3)
+    assert told["cue"]["text"] == "Heels <down>."
+    html = path.read_text(encoding="utf-8")
+    assert f"{score.total:.0f} of 100" in html
+    assert "heels lifting" in html
+    assert "Heels &lt;down&gt;." in html
+    assert 'class="reference"' in html
+    assert loss_sentence(score.losses[0]) in html
+
+
+@given(keypoints=arrays.arrays(np.float64, (17, 2), elements=st.floats(-1e6, 1e6)))
+def test_the_reference_is_laid_over_any_body(keypoints):
+    keypoints[:5] = np.nan
+    laid = beside(keypoints, keypoints * [-1.0, 1.0])
+    if laid is not None and np.ptp(keypoints[5:]) > 1.0:
+        assert np.isfinite(laid[5:]).all()
 
 
 def test_failed_report_leaves_the_old_one(tmp_path):

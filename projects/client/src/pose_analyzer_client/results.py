@@ -87,6 +87,99 @@ class Repetition:
         return cls(told.number, **times)
 
 
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """One thing to say to the person, once."""
+
+    key: str
+    """Such as ``correct.heels_lifting``, for who has texts of their own."""
+    text: str
+    kind: str
+    """``correction`` or ``praise``."""
+    fault: str | None
+    time_s: float
+    """On the stream's clock; the same cue has the same time in every result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Why some points are missing; the service's docs/FORM.md tells the keys."""
+
+    component: str
+    points: float
+    phase: str
+    joint: str
+    amount: float
+    """What the repetition has more than the reference, in `unit`."""
+    unit: str
+    at_s: float
+    text_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A named mistake."""
+
+    name: str
+    severity: float
+    """0 just noticeable .. 1 clear."""
+    joint: str
+    side: str | None
+    phase: str
+    amount: float
+    unit: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one repetition was done."""
+
+    repetition: int
+    """1-based number."""
+    score: float
+    """0..100; NaN where there is nothing to compare with from here."""
+    components: dict[str, float]
+    reference: str | None
+    mode: str | None
+    """``personal`` or ``general``: what the score is relative to."""
+    losses: tuple[Loss, ...]
+    """The largest first."""
+    faults: tuple[Fault, ...]
+    """The most urgent first."""
+    cannot_judge: dict[str, str]
+    """What is not to be seen from here, with the reason."""
+    anomaly: str | None
+    """``normal``, ``anomalous`` or ``unsure``; None where the service cannot tell."""
+    cue: Cue | None
+
+    @classmethod
+    def of(cls, told: wire.Form) -> "Form":
+        """Copy what the service says, unknown numbers as NaN."""
+        return cls(
+            repetition=told.repetition,
+            score=_float(told.score),
+            components={name: _float(points) for name, points in told.components.items()},
+            reference=told.reference,
+            mode=told.mode,
+            losses=tuple(Loss(**_known(loss)) for loss in told.losses),
+            faults=tuple(Fault(**_known(fault)) for fault in told.faults),
+            cannot_judge=told.cannot_judge,
+            anomaly=told.anomaly,
+            cue=None if told.cue is None else Cue(**_known(told.cue)),
+        )
+
+
+def _known(told: wire.Loss | wire.Fault | wire.Cue) -> dict[str, Any]:
+    """Members by name; numbers stay unknown as NaN."""
+    texts = {"side", "fault"}
+    values = {name: getattr(told, name) for name in told.__struct_fields__}
+    return {
+        name: NAN if value is None and name not in texts else value
+        for name, value in values.items()
+    }
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectedPerson:
     """One person in one picture."""
@@ -153,6 +246,8 @@ class Person(DetectedPerson):
     n_repetitions: int
     """Completed so far."""
     last_repetition: Repetition | None
+    form: Form | None
+    """What was said of the latest repetition that is over; None before."""
 
     @classmethod
     def of(cls, person: wire.Person, names: Names) -> "Person":
@@ -177,6 +272,7 @@ class Person(DetectedPerson):
             progress=_float(person.progress),
             n_repetitions=person.n_repetitions,
             last_repetition=None if last is None else Repetition.of(last),
+            form=None if person.form is None else Form.of(person.form),
         )
 
 

@@ -35,6 +35,57 @@ class Repetition(msgspec.Struct, frozen=True):
     depth: Number
 
 
+class Cue(msgspec.Struct, frozen=True):
+    """One thing to say to the person."""
+
+    key: str
+    text: str
+    kind: str
+    fault: str | None
+    time_s: float
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Why some points are missing."""
+
+    component: str
+    points: Number
+    phase: str
+    joint: str
+    amount: Number
+    unit: str
+    at_s: Number
+    text_key: str
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A named mistake."""
+
+    name: str
+    severity: Number
+    joint: str
+    side: str | None
+    phase: str
+    amount: Number
+    unit: str
+    at_s: Number
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How the latest repetition that is over was done."""
+
+    repetition: int
+    score: Number
+    components: dict[str, Number]
+    reference: str | None
+    mode: str | None
+    losses: list[Loss]
+    faults: list[Fault]
+    cannot_judge: dict[str, str]
+    anomaly: str | None
+    cue: Cue | None
+
+
 class Person(msgspec.Struct, frozen=True):
     """One person in one frame."""
 
@@ -55,6 +106,8 @@ class Person(msgspec.Struct, frozen=True):
     progress: Number
     n_repetitions: int
     last_repetition: Repetition | None
+    form: Form | None = None
+    """None also from services that do not judge form."""
 
 
 class Timing(msgspec.Struct, frozen=True):

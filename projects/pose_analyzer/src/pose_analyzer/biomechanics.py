@@ -250,8 +250,10 @@ def limb_extension(
     """
     first, second = limbs(with_derived_points(keypoints_px, None), _UP_IN_IMAGE)
     scale_px = np.asarray(stature_px)[..., None]
-    extension: Float[np.ndarray, "*batch 12"] = lengths(first) / (_FIRST_PER_STATURE * scale_px)
-    second_extension = lengths(second[..., :N_JOINTS, :]) / (_SECOND_PER_STATURE * scale_px)
+    # All keypoints of a body without size are in one place.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extension: Float[np.ndarray, "*batch 12"] = lengths(first) / (_FIRST_PER_STATURE * scale_px)
+        second_extension = lengths(second[..., :N_JOINTS, :]) / (_SECOND_PER_STATURE * scale_px)
     joints = extension[..., :N_JOINTS]
     np.minimum(joints, second_extension, out=joints)
     return extension

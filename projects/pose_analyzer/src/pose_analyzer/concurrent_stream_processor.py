@@ -87,6 +87,8 @@ class ConcurrentStreamProcessor:
         # What other threads have to say; the loop is woken once for all of it.
         self._inbox: deque[Callable[[], None]] = deque()
         self._woken = False
+        # While a GPU works; on a CPU the detector needs it all.
+        self._has_spare_time = pipeline.device != "cpu"
         pipeline.on_idle(self._tell_idle)
 
     def offer(
@@ -157,6 +159,9 @@ class ConcurrentStreamProcessor:
         self._metrics.batch(len(batch))
         future = self.pipeline.submit([frame for _, frame in batch])
         future.add_done_callback(lambda done: self._post(partial(self._on_detected, batch, done)))
+        stream = batch[0][0]
+        if len(batch) == 1 and self._has_spare_time and stream.n_analysing == 0:
+            self._analysis.rehearse(stream.stream_id)
 
     def _wait_for_window(self, oldest_s: float, n_ready: int) -> None:
         if self._timer is None and n_ready:

@@ -57,6 +57,33 @@ class InvalidExerciseError(PoseAnalyzerError):
         self.reason = reason
 
 
+class InvalidFormModelError(PoseAnalyzerError):
+    """A file that holds no form models of this version."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}. Write it anew with scripts/train_form_models.py.")
+        self.path = path
+        self.reason = reason
+
+
+class InvalidReferenceError(PoseAnalyzerError):
+    """A reference file that does not describe a reference, or a reference that cannot be made."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+
+class InvalidFormFileError(PoseAnalyzerError):
+    """A file of faults or of a coach's texts that is not one."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
 class OutputFailedError(PoseAnalyzerError):
     """Results that could not be written."""
 

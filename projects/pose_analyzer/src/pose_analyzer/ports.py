@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from pose_analyzer.form_types import NO_CHOICE, FormChoice
 from pose_analyzer.stream_types import (
     AnalysedFrame,
     DropCause,
@@ -204,8 +205,8 @@ class FramePipeline(Protocol):
 class LiveAnalysis(Protocol):
     """Sessions of live streams, wherever they run. Frames of one stream come in order."""
 
-    def open(self, stream_id: str, exercise: str) -> None:
-        """Begin a session; ``auto`` or the name of an exercise."""
+    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
+        """Begin a session; ``auto`` or the name of an exercise, and what form is judged by."""
         ...
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
@@ -225,6 +226,10 @@ class LiveAnalysis(Protocol):
 
     def send(self) -> None:
         """Pass on what was asked since the last time."""
+        ...
+
+    def rehearse(self, stream_id: str) -> None:
+        """Prepare for the stream's next frame, which is with the detector; changes no answer."""
         ...
 
     def has_room(self, stream_id: str) -> bool:

@@ -6,7 +6,7 @@ image, how large, on the tempo, on a camera rolled about its axis, nor on which 
 leads: the body is put upright, to unit size, and mirrored so that the leading leg is the left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -28,9 +28,10 @@ ANGLE_SIGNALS: Final = (
     "shoulder_tilt_deg",
     "hip_tilt_deg",
 )
-_PLACED: Final = (0, *range(5, 17))
+_HEAD: Final = 0
+_PLACED: Final = (_HEAD, *range(5, 17))
 POSITION_SIGNALS: Final = tuple(
-    f"{KEYPOINT_NAMES[joint]}_{axis}" for joint in _PLACED for axis in ("forward", "up")
+    f"{name}_{axis}" for name in ("head", *KEYPOINT_NAMES[5:]) for axis in ("forward", "up")
 )
 PELVIS_SIGNALS: Final = ("pelvis_forward", "pelvis_up")
 SIGNAL_NAMES: Final = (*ANGLE_SIGNALS, *POSITION_SIGNALS, *PELVIS_SIGNALS)
@@ -39,7 +40,8 @@ SIGNAL_NAMES: Final = (*ANGLE_SIGNALS, *POSITION_SIGNALS, *PELVIS_SIGNALS)
 Angles: enclosed at the joint in the image plane, 0 to 180; `trunk_lean_deg` from the body's mean
 axis towards the front (or, seen from the front, towards the leading leg), the tilts of the lines
 through both shoulders and both hips likewise signed. Positions: from the middle of the hips, in
-body lengths. Pelvis: its way since the start of the repetition, in body lengths.
+body lengths; the head is the middle of its known keypoints. Pelvis: its way since the start of the
+repetition, in body lengths.
 """
 
 SUMMARY_NAMES: Final = ("duration_s", "peak_ratio", "travel", "facing")
@@ -72,6 +74,10 @@ class RepetitionFeatures:
     """Columns as in `SIGNAL_NAMES`; NaN where the keypoints do not tell."""
     summary: Float[np.ndarray, "4"]
     """As in `SUMMARY_NAMES`."""
+    times_s: Float[np.ndarray, "50"]
+    """When each row of the trajectory was."""
+    swapped: bool
+    """Whether what is called left here is the person's right."""
 
 
 def measure_repetition(
@@ -99,7 +105,7 @@ def measure_repetition(
         raise ValueError("a repetition needs two frames or more, in increasing time")
     duration_s = float(times_s[-1] - times_s[0])
     smooth = _resample((times_s - times_s[0]) / duration_s, keypoints_px, confidences)
-    body, facing = _normalise(smooth)
+    body, facing, swapped = _normalise(smooth)
     way = _main_movement(body)
     knots = _phase_knots(way)
     phases = np.interp(np.linspace(0.0, 1.0, N_PHASES), (0.0, 0.5, 1.0), knots)
@@ -108,7 +114,8 @@ def measure_repetition(
     peak_ratio = (knots[1] - knots[0]) / (knots[2] - knots[0])
     moving_s = duration_s * (knots[2] - knots[0])
     travel = float(way.max())
-    return RepetitionFeatures(trajectory, np.array([moving_s, peak_ratio, travel, facing]))
+    summary = np.array([moving_s, peak_ratio, travel, facing])
+    return RepetitionFeatures(trajectory, summary, times_s[0] + phases * duration_s, swapped)
 
 
 def _resample(
@@ -177,8 +184,10 @@ def _body_length(points: Float[np.ndarray, "g 17 2"]) -> float:
     return length
 
 
-def _normalise(points: Float[np.ndarray, "g 17 2"]) -> tuple[Float[np.ndarray, "g 17 2"], float]:
-    """Upright (y up), unit body length, left leg leading, front to the right; and the facing."""
+def _normalise(
+    points: Float[np.ndarray, "g 17 2"],
+) -> tuple[Float[np.ndarray, "g 17 2"], float, bool]:
+    """Upright (y up), unit body length, left leg leading, front to the right; facing, swapped."""
     length = _body_length(points)
     axis = (
         np.nanmean(_middle(points, Coco.LEFT_SHOULDER) - _middle(points, Coco.LEFT_ANKLE), axis=0)
@@ -189,7 +198,8 @@ def _normalise(points: Float[np.ndarray, "g 17 2"]) -> tuple[Float[np.ndarray, "
     # Image y points down: a quarter turn from up to the right of the image is (-up_y, up_x).
     right = np.array([-up[1], up[0]])
     body = (points @ np.stack([right, up], axis=1)) / length
-    if _lead(body) < 0.0:
+    swapped = _lead(body) < 0.0
+    if swapped:
         body = body[:, MIRRORED_KEYPOINTS] * np.array([-1.0, 1.0])
     width = np.mean(
         [body[:, left, 0] - body[:, left + 1, 0] for left in (Coco.LEFT_SHOULDER, Coco.LEFT_HIP)],
@@ -198,10 +208,24 @@ def _normalise(points: Float[np.ndarray, "g 17 2"]) -> tuple[Float[np.ndarray, "
     ahead = body[:, Coco.NOSE, 0] - _middle(body, Coco.LEFT_SHOULDER)[:, 0]
     across, along = float(np.median(width)), float(np.median(ahead))
     facing = np.arctan2(abs(along), abs(across)) * 2.0 / np.pi
+    body[:, _HEAD] = _head(body)
     is_side = facing > _SIDEWAYS
     if (is_side and along < 0.0) or (not is_side and across < 0.0):
         body = body * np.array([-1.0, 1.0])
-    return body, float(facing)
+    return body, float(facing), swapped
+
+
+def _head(body: Float[np.ndarray, "g 17 2"]) -> Float[np.ndarray, "g 2"]:
+    """Middle of the keypoints of the head: steadier than the nose, which turns with it.
+
+    A keypoint is known all the time or never, after bridging, so that the middle does not jump.
+    """
+    points = body[:, : Coco.LEFT_SHOULDER]
+    known = points[:, np.isfinite(points).all(axis=(0, 2))]
+    if known.shape[1] == 0:
+        return np.full((len(body), 2), np.nan)
+    middle: Float[np.ndarray, "g 2"] = known.mean(axis=1)
+    return middle
 
 
 # Nose before shoulders against width of shoulders and hips, as a share of a right angle: halfway.
@@ -305,7 +329,8 @@ def mirror(features: RepetitionFeatures) -> RepetitionFeatures:
     sign = np.array(
         [flip if name in _FORWARD else -1.0 if "tilt" in name else 1.0 for name in SIGNAL_NAMES]
     )
-    return RepetitionFeatures(features.trajectory[:, _OTHER_SIDE] * sign, features.summary)
+    trajectory = features.trajectory[:, _OTHER_SIDE] * sign
+    return replace(features, trajectory=trajectory, swapped=not features.swapped)
 
 
 _FORWARD: Final = {name for name in SIGNAL_NAMES if name.endswith("_forward")} | {"trunk_lean_deg"}

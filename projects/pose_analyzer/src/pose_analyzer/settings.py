@@ -7,6 +7,11 @@
 | POSE_CLIPS_DIR | where downloaded sample clips go |
 | POSE_CACHE_DIR | what can be made again, such as exported networks |
 | POSE_EXERCISES_DIR | exercise definitions to use in place of the built-in ones |
+| POSE_REFERENCES_DIR | references of good form to use in place of the built-in ones |
+| POSE_FAULTS_DIR | rules about faults to use in place of the built-in ones |
+| POSE_COACHING_DIR | what the coach says, in place of the built-in texts |
+| POSE_LANGUAGE | in which it speaks where none is asked for |
+| POSE_TAUGHT_REFERENCES_DIR | where taught references go |
 | POSE_DETECTOR, POSE_YOLO_VARIANT, POSE_MEDIAPIPE_VARIANT | detectors used when none is named |
 | POSE_MAX_UPLOAD_BYTES, POSE_MAX_IMAGE_PIXELS | what the service accepts |
 | POSE_STREAM_MAX_FRAME_BYTES | largest picture accepted on a stream |
@@ -39,10 +44,28 @@ def _data_dir(name: str) -> Path:
     return platformdirs.user_cache_path("pose_analyzer", appauthor=False) / name
 
 
+def _config_dir(name: str, packaged: str) -> Path:
+    # Wheels carry a copy of config/, put there by hatch_build.py.
+    package = Path(__file__).parent / packaged
+    return CHECKOUT_DIR / "config" / name if CHECKOUT_DIR is not None else package
+
+
 def _exercises_dir() -> Path:
-    # Wheels carry a copy of config/exercises, put there by hatch_build.py.
-    package = Path(__file__).parent / "exercise_files"
-    return CHECKOUT_DIR / "config" / "exercises" if CHECKOUT_DIR is not None else package
+    return _config_dir("exercises", "exercise_files")
+
+
+def _faults_dir() -> Path:
+    return _config_dir("faults", "fault_rule_files")
+
+
+def _coaching_dir() -> Path:
+    return _config_dir("coaching", "coaching_files")
+
+
+def _references_dir() -> Path:
+    # As with the exercises.
+    package = Path(__file__).parent / "pose_reference_files"
+    return CHECKOUT_DIR / "data" / "pose_references" if CHECKOUT_DIR is not None else package
 
 
 def _split_commas(value: object) -> object:
@@ -61,6 +84,11 @@ class Settings(ProjectSettings):
     clips_dir: Path = Field(default_factory=lambda: _data_dir("test_videos"))
     cache_dir: Path = Field(default_factory=lambda: _data_dir("cache"))
     exercises_dir: Path = Field(default_factory=_exercises_dir)
+    references_dir: Path = Field(default_factory=_references_dir)
+    faults_dir: Path = Field(default_factory=_faults_dir)
+    coaching_dir: Path = Field(default_factory=_coaching_dir)
+    language: str = "en"
+    taught_references_dir: Path = Field(default_factory=lambda: _data_dir("taught_references"))
 
     detector: str = "auto"
     yolo_variant: str = "yolo11n-pose"

@@ -8,7 +8,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import UInt8
 
+from pose_analyzer import form_judge
 from pose_analyzer.exercises import AUTO, Exercise
+from pose_analyzer.form_judge import JudgeConfig, JudgeState
 from pose_analyzer.form_session import (
     SETTLED_DETECTIONS,
     PoseObservation,
@@ -17,6 +19,7 @@ from pose_analyzer.form_session import (
     initial_state,
     step,
 )
+from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.keypoint_filters import KalmanFilter, KeypointFilter
 from pose_analyzer.ports import PoseDetector
 from pose_analyzer.regions import RegionOfInterest, roi_pixels, shifted
@@ -45,6 +48,8 @@ class AnalysisConfig:
     """For so long a person is followed through frames where the detector misses them."""
     min_track_s: float = 0.3
     """Shorter appearances are dropped, unless the recording itself is short."""
+    judge: JudgeConfig | None = None
+    """How form is judged; None: it is not."""
 
 
 class StreamAnalyzer:
@@ -68,6 +73,11 @@ class StreamAnalyzer:
         self._states: dict[int, SessionState] = {}
         self._clock = _WatchedTime()
         self._seen_s: dict[int, float] = {}
+        self._judge = config.judge
+        self._judged: dict[int, JudgeState] = {}
+        self._forms: dict[int, FormUpdate] = {}
+        self.new_forms: tuple[FormUpdate, ...] = ()
+        """What the latest frame brought to an end."""
         self.detect_s = 0.0
         """Seconds spent in the detector so far."""
         self.n_detections = 0
@@ -96,7 +106,8 @@ class StreamAnalyzer:
         watched_s = self._clock.at(time_s)
         found = self._tracker.update(poses, watched_s)
         self._seen_s.update(dict.fromkeys(found, watched_s))
-        people = []
+        people: list[PersonFrame] = []
+        forms: list[FormUpdate] = []
         for track_id in sorted(found.keys() | self._states.keys()):
             pose = found.get(track_id)
             state = self._states.get(track_id) or initial_state(self._session)
@@ -104,15 +115,66 @@ class StreamAnalyzer:
             settled = state.n_detections >= SETTLED_DETECTIONS
             if unseen_s > (self._config.bridge_s if settled else 0.0):
                 if unseen_s > 2.0 * self._config.tracking.lost_s:
-                    del self._states[track_id], self._seen_s[track_id]
+                    forms += self._forget(track_id)
                 continue
             observation = PoseObservation(track_id, frame_index, time_s, pose)
             self._states[track_id], person = step(self._session, state, observation)
             people.append(person)
+            forms += self._judge_form(person)
+        self.new_forms = tuple(forms)
         return people
 
-    def change_exercises(self, exercises: tuple[Exercise, ...]) -> None:
-        """Count others from now on, from zero; who people are and how they move stays known."""
+    def _judge_form(self, person: PersonFrame) -> tuple[FormUpdate, ...]:
+        if self._judge is None:
+            return ()
+        track_id = person.track_id
+        before = self._judged.get(track_id) or JudgeState()
+        self._judged[track_id], forms = form_judge.step(
+            self._judge, before, self._session, self._states[track_id], person
+        )
+        if forms:
+            self._forms[track_id] = forms[-1]
+        return forms
+
+    def finish(self) -> tuple[FormUpdate, ...]:
+        """Judge what has ended, as no more frames come."""
+        forms: list[FormUpdate] = []
+        if self._judge is not None:
+            for track_id in self._judged:
+                forms += self._finish(self._judge, track_id)
+        return tuple(forms)
+
+    def _finish(self, judge: JudgeConfig, track_id: int) -> tuple[FormUpdate, ...]:
+        self._judged[track_id], forms = form_judge.finish(
+            judge, self._judged[track_id], self._session, self._states[track_id]
+        )
+        return forms
+
+    def form(self, track_id: int) -> FormUpdate | None:
+        """What was said of the latest repetition of a person that was judged."""
+        return self._forms.get(track_id)
+
+    def _forget(self, track_id: int) -> tuple[FormUpdate, ...]:
+        """Let somebody go who has left; what they did last is judged."""
+        known = track_id in self._judged
+        forms = self._finish(self._judge, track_id) if self._judge and known else ()
+        del self._states[track_id], self._seen_s[track_id]
+        self._judged.pop(track_id, None)
+        self._forms.pop(track_id, None)
+        return forms
+
+    def change_exercises(
+        self, exercises: tuple[Exercise, ...], judge: JudgeConfig | None = None
+    ) -> None:
+        """Count others from now on, from zero; who people are and how they move stays known.
+
+        What was learned of how they do an exercise stays known too.
+        """
+        self._judge = judge
+        self._judged = {
+            track_id: form_judge.forget_counts(judged) for track_id, judged in self._judged.items()
+        }
+        self._forms.clear()
         self._session = replace(
             self._session, movements=tuple(exercise.movement for exercise in exercises)
         )

@@ -165,7 +165,7 @@ class StreamManager:
             n_results_kept=self._config.n_results_kept,
             silent_since_s=now_s,
         )
-        self._analysis.open(stream.stream_id, options.exercise)
+        self._analysis.open(stream.stream_id, options.exercise, options.form)
         entry = _Entry(stream, processor)
         self._entries[stream.stream_id] = entry
         if source is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from pose_analyzer.form_types import NO_CHOICE, FormChoice
 from pose_analyzer.regions import RegionOfInterest
 from pose_analyzer.types import Pose
 
@@ -62,6 +63,8 @@ class StreamOptions:
     roi: RegionOfInterest | None = None
     priority: int = 0
     """Streams of low priority are shed first when GPU memory runs out."""
+    form: FormChoice = NO_CHOICE
+    """What form is judged by."""
     source: str | None = None
     """What the service reads itself, as it may be shown; None: the client sends frames."""
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.person_recorder import PersonRecorder
 from pose_analyzer.ports import FrameSource, PoseDetector
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.types import Frame, PersonAnalysis, PersonFrame, VideoAnalysis
 
 OnFrame = Callable[[Frame, Sequence[PersonFrame]], None]
+OnForm = Callable[[FormUpdate], None]
 
 _QUEUE_FRAMES: Final = 4
 # A source that does not answer is left to its (daemon) thread after so long.
@@ -63,6 +65,7 @@ def process_video(
     detector: PoseDetector,
     config: AnalysisConfig,
     on_frame: OnFrame | None = None,
+    on_form: OnForm | None = None,
 ) -> VideoAnalysis:
     """Analyse a recording from its first to its last frame.
 
@@ -76,6 +79,9 @@ def process_video(
         Exercises, sampling, region.
     on_frame
         Called with every analysed frame, in order, from this thread.
+    on_form
+        Called with what is said of each judged repetition, before `on_frame` of the frame in which
+        counting was done with it; of the last ones after all frames. Only if `config.judge` is set.
 
     Raises
     ------
@@ -94,12 +100,14 @@ def process_video(
                 if person.track_id not in recorders:
                     recorders[person.track_id] = PersonRecorder(analyzer.session)
                 recorders[person.track_id].add(person, analyzer.state(person.track_id))
+            _tell(analyzer.new_forms, on_form)
             analysed = time.perf_counter()
             if on_frame is not None:
                 on_frame(frame, people)
             n_frames, last_s = n_frames + 1, frame.time_s
             analyse_s += analysed - started
             on_frame_s += time.perf_counter() - analysed
+    _tell(analyzer.finish(), on_form)
     elapsed_s = time.perf_counter() - began
     followed = _people(recorders, config, last_s)
     problems = source.problems
@@ -125,6 +133,12 @@ def process_video(
             "wait_for_frames": elapsed_s - analyse_s - on_frame_s,
         },
     )
+
+
+def _tell(forms: Sequence[FormUpdate], on_form: OnForm | None) -> None:
+    if on_form is not None:
+        for form in forms:
+            on_form(form)
 
 
 def _people(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from pose_analyzer.form_types import Cue, Fault, FormUpdate, PointLoss
 from pose_analyzer.stream_types import DropCause, Encoding, StreamState
 from pose_analyzer.types import JointAngles, PersonFrame, Repetition
 
@@ -91,6 +92,121 @@ class Angles(_Message, frozen=True, kw_only=True):
         )
 
 
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+class Loss(_Message, frozen=True, kw_only=True):
+    """Why some points are missing; docs/FORM.md tells the keys and units."""
+
+    component: str
+    points: float
+    phase: str
+    joint: str
+    amount: float
+    """In `unit`; what the repetition has more than the reference."""
+    unit: str
+    at_s: float
+    text_key: str
+
+    @classmethod
+    def of(cls, loss: PointLoss) -> "Loss":
+        """Copy what clients are told."""
+        # Computed with NumPy, whose floats cannot be written.
+        return cls(
+            component=loss.component.value,
+            points=float(loss.points),
+            phase=loss.phase.value,
+            joint=loss.joint,
+            amount=float(loss.amount),
+            unit=loss.unit,
+            at_s=float(loss.at_s),
+            text_key=loss.text_key,
+        )
+
+
+class FormFault(_Message, frozen=True, kw_only=True):
+    """A named mistake."""
+
+    name: str
+    severity: float
+    """0 just noticeable .. 1 clear."""
+    joint: str
+    side: str | None
+    phase: str
+    amount: float
+    unit: str
+    at_s: float
+
+    @classmethod
+    def of(cls, fault: Fault) -> "FormFault":
+        """Copy what clients are told."""
+        return cls(**{name: getattr(fault, name) for name in cls.__struct_fields__})
+
+
+class CoachCue(_Message, frozen=True, kw_only=True):
+    """One thing to say to the person."""
+
+    key: str
+    text: str
+    kind: str
+    """``correction`` or ``praise``."""
+    fault: str | None
+    time_s: float
+    """When, on the stream's clock; the same cue has the same time in every answer."""
+
+    @classmethod
+    def of(cls, cue: Cue) -> "CoachCue":
+        """Copy what clients are told."""
+        return cls(**{name: getattr(cue, name) for name in cls.__struct_fields__})
+
+
+MAX_LOSSES: Final = 3
+
+
+class Form(_Message, frozen=True, kw_only=True):
+    """How the latest repetition that is over was done."""
+
+    repetition: int
+    score: float | None
+    """0..100; null where there is nothing to compare with from here."""
+    components: dict[str, float | None]
+    reference: str | None
+    mode: str | None
+    """``personal`` or ``general``: what the score is relative to."""
+    losses: list[Loss]
+    """The largest three."""
+    faults: list[FormFault]
+    """Most urgent first."""
+    cannot_judge: dict[str, str]
+    """Angles, components and faults that are not to be seen from here, with the reason."""
+    anomaly: str | None
+    """``normal``, ``anomalous`` or ``unsure``; null where there is no model."""
+    cue: CoachCue | None
+    """To be said once."""
+
+    @classmethod
+    def of(cls, form: FormUpdate) -> "Form":
+        """Put what was judged into lists."""
+        score = form.score
+        used = None if score is None else score.reference
+        unseen = (*(() if score is None else score.cannot_judge), *form.cannot_judge)
+        return cls(
+            repetition=form.repetition,
+            score=None if score is None else _float(score.total),
+            components={}
+            if score is None
+            else {c.value: _float(points) for c, points in score.components.items()},
+            reference=None if used is None else used.name,
+            mode=None if used is None else used.mode,
+            losses=[Loss.of(loss) for loss in (() if score is None else score.losses)[:MAX_LOSSES]],
+            faults=[FormFault.of(fault) for fault in form.faults],
+            cannot_judge={item.what: item.reason.value for item in unseen},
+            anomaly=None if form.anomaly is None else form.anomaly.verdict.value,
+            cue=None if form.cue is None else CoachCue.of(form.cue),
+        )
+
+
 class Person(_Message, frozen=True, kw_only=True):
     """One person in one frame."""
 
@@ -112,9 +228,11 @@ class Person(_Message, frozen=True, kw_only=True):
     progress: float | None
     n_repetitions: int
     last_repetition: LastRepetition | None
+    form: Form | None = None
+    """Null while no repetition has been judged."""
 
     @classmethod
-    def of(cls, person: PersonFrame, last: Repetition | None) -> "Person":
+    def of(cls, person: PersonFrame, last: Repetition | None, form: Form | None = None) -> "Person":
         """Put one step's answer into lists."""
         x0_px, y0_px, x1_px, y1_px = person.box_px.tolist()
         return cls(
@@ -135,6 +253,7 @@ class Person(_Message, frozen=True, kw_only=True):
             progress=person.progress,
             n_repetitions=person.n_repetitions,
             last_repetition=None if last is None else LastRepetition.of(last),
+            form=form,
         )
 
 

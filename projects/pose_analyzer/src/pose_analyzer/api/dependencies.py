@@ -5,10 +5,12 @@ from typing import Annotated
 from fastapi import Depends, Query
 from starlette.requests import HTTPConnection
 
+from pose_analyzer.api.clips import ClipReader
 from pose_analyzer.api.detectors import DetectorPool
 from pose_analyzer.backends import DETECTOR_NAMES
 from pose_analyzer.errors import UnknownNameError
 from pose_analyzer.exercises import Exercise
+from pose_analyzer.form_library import FormLibrary
 from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.settings import Settings
 from pose_analyzer.stream_manager import StreamManager
@@ -32,6 +34,16 @@ def _manager(connection: HTTPConnection) -> StreamManager:
 def _exercises(connection: HTTPConnection) -> dict[str, Exercise]:
     exercises: dict[str, Exercise] = connection.state.exercises
     return exercises
+
+
+def _clips(connection: HTTPConnection) -> ClipReader:
+    clips: ClipReader = connection.state.clips
+    return clips
+
+
+def _library(connection: HTTPConnection) -> FormLibrary:
+    library: FormLibrary = connection.state.library
+    return library
 
 
 def _metrics(connection: HTTPConnection) -> PrometheusMetrics:
@@ -73,4 +85,6 @@ DetectorsDep = Annotated[DetectorPool, Depends(_detectors)]
 DetectorNameDep = Annotated[str, Depends(_detector_name)]
 ManagerDep = Annotated[StreamManager, Depends(_manager)]
 ExercisesDep = Annotated[dict[str, Exercise], Depends(_exercises)]
+ClipsDep = Annotated[ClipReader, Depends(_clips)]
+LibraryDep = Annotated[FormLibrary, Depends(_library)]
 MetricsDep = Annotated[PrometheusMetrics, Depends(_metrics)]

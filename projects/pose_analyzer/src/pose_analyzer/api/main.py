@@ -16,15 +16,25 @@ import uvicorn
 from fastapi import FastAPI
 
 from pose_analyzer.admission import AdmissionConfig
+from pose_analyzer.api.clips import ClipDetectorFactory, ClipReader
 from pose_analyzer.api.detectors import DetectorFactory, DetectorPool
+from pose_analyzer.api.form_routes import router as form_router
 from pose_analyzer.api.problems import install_problem_handlers
 from pose_analyzer.api.routes import router
 from pose_analyzer.api.stream_routes import router as stream_router
 from pose_analyzer.api.streaming import router as websocket_router
 from pose_analyzer.backends import check_detector, create_detector, create_pipeline, resolve_model
-from pose_analyzer.errors import InvalidExerciseError, UnknownNameError
+from pose_analyzer.errors import (
+    InvalidExerciseError,
+    InvalidFormFileError,
+    InvalidFormModelError,
+    InvalidReferenceError,
+    UnknownNameError,
+)
 from pose_analyzer.exercises import Exercise, load_exercises
-from pose_analyzer.live_analysis import FirstHereAnalysis, LocalAnalysis, ProcessAnalysis
+from pose_analyzer.fault_files import select_language
+from pose_analyzer.form_library import FormLibrary, folders_of, load_form_library
+from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis
 from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.model_files import MODELS, locate_model
@@ -45,6 +55,15 @@ MAX_PEOPLE: Final = 6
 _CORES_PER_ANALYSIS_PROCESS: Final = 4
 _MAX_ANALYSIS_PROCESSES: Final = 4
 
+_UNUSABLE: Final = (
+    InvalidSettingError,
+    InvalidExerciseError,
+    InvalidFormFileError,
+    InvalidFormModelError,
+    InvalidReferenceError,
+    UnknownNameError,
+)
+
 PipelineMaker = Callable[[str, Settings], FramePipeline]
 """Makes the detector that live streams share."""
 
@@ -59,6 +78,8 @@ class State(TypedDict):
     exercises: dict[str, Exercise]
     metrics: PrometheusMetrics
     manager: StreamManager
+    library: FormLibrary
+    clips: ClipReader
 
 
 def image_detector(name: str, settings: Settings) -> PoseDetector:
@@ -72,6 +93,17 @@ def image_detector(name: str, settings: Settings) -> PoseDetector:
     model = _served_model(name, settings)
     n_people = MAX_PEOPLE if model.startswith("mediapipe-") else None
     return create_detector(model, settings, mode="image", n_people=n_people)
+
+
+def clip_detector(name: str, settings: Settings) -> PoseDetector:
+    """Make a detector for one recording.
+
+    Raises
+    ------
+    ModelUnavailableError
+        The model is not here.
+    """
+    return create_detector(_served_model(name, settings), settings, mode="video")
 
 
 def stream_pipeline(name: str, settings: Settings) -> FramePipeline:
@@ -90,6 +122,7 @@ def create_app(
     detector_factory: DetectorFactory = image_detector,
     pipeline_factory: PipelineMaker = stream_pipeline,
     read_memory: MemoryReader | None = None,
+    clip_factory: ClipDetectorFactory = clip_detector,
 ) -> FastAPI:
     """Put the service together.
 
@@ -103,13 +136,21 @@ def create_app(
         Makes detectors for live streams by name.
     read_memory
         How full a GPU is; by default asks its driver.
+    clip_factory
+        Makes a detector for each uploaded clip by name.
 
     Raises
     ------
     InvalidExerciseError
         A file in the folder of exercises is not one.
+    InvalidFormFileError, InvalidFormModelError, InvalidReferenceError
+        A file that form is judged by is not one.
+    UnknownNameError
+        The coach does not speak the language of the settings.
     """
     exercises = load_exercises(settings.exercises_dir)
+    library = load_form_library(folders_of(settings))
+    select_language(library.texts, settings.language)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -118,7 +159,7 @@ def create_app(
         detectors = DetectorPool(settings, detector_factory)
         manager = StreamManager(
             lambda model: pipeline_factory(model, settings),
-            _analysis(settings, exercises),
+            _analysis(settings, exercises, library),
             metrics,
             _limits(settings),
             reader,
@@ -139,6 +180,8 @@ def create_app(
             "exercises": exercises,
             "metrics": metrics,
             "manager": manager,
+            "library": library,
+            "clips": ClipReader(settings, clip_factory),
         }
         for chore in chores:
             chore.cancel()
@@ -154,6 +197,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_upload_bytes=settings.max_upload_bytes)
     install_problem_handlers(app)
     app.include_router(router)
+    app.include_router(form_router)
     app.include_router(stream_router)
     app.include_router(websocket_router)
     return app
@@ -231,7 +275,7 @@ def main(
         settings = read_settings(Settings)
         check_detector(settings.detector)
         app = create_app(settings)
-    except (InvalidSettingError, InvalidExerciseError, UnknownNameError) as error:
+    except _UNUSABLE as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
         raise typer.Exit(2) from error
     for problem in entries_without_effect(settings.allowed_sources):
@@ -253,14 +297,15 @@ def _served_model(name: str, settings: Settings) -> str:
     return model
 
 
-def _analysis(settings: Settings, exercises: dict[str, Exercise]) -> LiveAnalysis:
+def _analysis(
+    settings: Settings, exercises: dict[str, Exercise], library: FormLibrary
+) -> LiveAnalysis:
     n_processes = settings.analysis_processes
     if n_processes is None:
         n_processes = min(n_usable_cores() // _CORES_PER_ANALYSIS_PROCESS, _MAX_ANALYSIS_PROCESSES)
-    here = LocalAnalysis(tuple(exercises.values()))
     if n_processes == 0:
-        return here
-    return FirstHereAnalysis(here, ProcessAnalysis(tuple(exercises.values()), n_processes))
+        return LocalAnalysis(tuple(exercises.values()), library)
+    return ProcessAnalysis(tuple(exercises.values()), n_processes, library)
 
 
 def _limits(settings: Settings) -> ManagerConfig:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from pose_analyzer.errors import (
     BackendFailedError,
+    InvalidReferenceError,
     ModelUnavailableError,
     NoCapacityError,
     NotAVideoError,
@@ -32,6 +33,26 @@ class TooManyPixelsError(PoseAnalyzerError):
         self.max_pixels = max_pixels
 
 
+class ClipTooLongError(PoseAnalyzerError):
+    """A clip that would keep the service busy for too long."""
+
+    def __init__(self, duration_s: float, max_s: float) -> None:
+        super().__init__(
+            f"The clip lasts {duration_s:.0f} s, and {max_s:.0f} s is the most that is accepted; "
+            "send a part of it, or analyse it with pose-analyzer analyze."
+        )
+        self.duration_s = duration_s
+        self.max_s = max_s
+
+
+class UnknownReferenceError(PoseAnalyzerError):
+    """A reference that is not there, or cannot be forgotten."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no such reference {name!r}; GET /references lists them.")
+        self.name = name
+
+
 PROBLEMS: Final[dict[type[ProjectError], ProblemKind]] = {
     UnreadableSourceError: ProblemKind(
         "not-an-image", HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The upload is not a readable image"
@@ -44,6 +65,15 @@ PROBLEMS: Final[dict[type[ProjectError], ProblemKind]] = {
     ),
     UnknownNameError: ProblemKind(
         "unknown-name", HTTPStatus.UNPROCESSABLE_ENTITY, "There is nothing of that name"
+    ),
+    ClipTooLongError: ProblemKind(
+        "clip-too-long", HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The clip is too long"
+    ),
+    UnknownReferenceError: ProblemKind(
+        "unknown-reference", HTTPStatus.NOT_FOUND, "There is no such reference"
+    ),
+    InvalidReferenceError: ProblemKind(
+        "invalid-reference", HTTPStatus.UNPROCESSABLE_ENTITY, "That is no reference"
     ),
     UnknownStreamError: ProblemKind(
         "unknown-stream", HTTPStatus.NOT_FOUND, "There is no such stream"

@@ -22,6 +22,7 @@ from pose_analyzer.api.dependencies import (
 from pose_analyzer.api.live_sources import open_stream_source
 from pose_analyzer.api.stream_schemas import StreamInfo, StreamList, StreamStart, StreamStarted
 from pose_analyzer.exercises import select_exercises
+from pose_analyzer.form_types import FormChoice
 from pose_analyzer.live_stream import KeptResult
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.stream_types import Encoding, StreamOptions
@@ -78,6 +79,7 @@ async def start_stream(
         sample_fps=body.sample_fps,
         roi=body.roi,
         priority=body.priority,
+        form=FormChoice(body.reference, body.language or settings.language),
         source=shown,
     )
     stream = await manager.start(options, source)

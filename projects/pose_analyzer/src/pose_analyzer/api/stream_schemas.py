@@ -31,6 +31,11 @@ class StreamStart(BaseModel):
     """x0, y0, x1, y1 as fractions of the picture: only there people are looked for."""
     priority: int = Field(0, ge=-100, le=100)
     """Streams of low priority are the first to wait when GPU memory runs out."""
+    reference: str | None = Field(None, max_length=64)
+    """What form is compared with; by default the general reference of the exercise, until there is
+    one of the person's own repetitions."""
+    language: str | None = Field(None, max_length=8)
+    """In which the coach speaks, such as ``en``; by default the one in the settings."""
     source: str | None = Field(None, max_length=2048)
     """A file or rtsp:// address the service reads itself; the settings must allow it."""
 

@@ -8,6 +8,7 @@ from pose_analyzer.cli.analyze import analyze_video
 from pose_analyzer.cli.demo import run_demo
 from pose_analyzer.cli.exits import Commands
 from pose_analyzer.cli.models import models_app
+from pose_analyzer.cli.teach import teach_exercise
 
 app: Final = typer.Typer(
     name="pose-analyzer",
@@ -19,6 +20,7 @@ app: Final = typer.Typer(
 )
 app.command("analyze")(analyze_video)
 app.command("demo")(run_demo)
+app.command("teach")(teach_exercise)
 app.add_typer(models_app, name="models")
 
 

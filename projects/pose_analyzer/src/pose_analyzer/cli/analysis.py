@@ -9,6 +9,8 @@ from typing import Final
 from pose_analyzer.backends import create_detector
 from pose_analyzer.errors import OutputFailedError, UnknownNameError
 from pose_analyzer.exercises import AUTO, load_exercises, select_exercises
+from pose_analyzer.form_library import folders_of, load_form_library
+from pose_analyzer.form_types import NO_CHOICE, FormChoice, FormUpdate
 from pose_analyzer.keypoint_filters import FILTERS, KeypointFilter
 from pose_analyzer.model_files import DownloadProgress
 from pose_analyzer.regions import RegionOfInterest
@@ -40,6 +42,8 @@ class AnalysisJob:
     smoothing: str = "kalman"
     """Name in `keypoint_filters.FILTERS`."""
     overlay: bool = True
+    form: FormChoice = NO_CHOICE
+    """What form is judged by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,21 @@ class ResultFiles:
     overlay: Path | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AnalysisResult:
+    """What one job found, and where it is written."""
+
+    analysis: VideoAnalysis
+    files: ResultFiles
+    forms: tuple[FormUpdate, ...]
+
+
 def run_analysis(
     job: AnalysisJob,
     settings: Settings,
     on_progress: OnProgress | None = None,
     downloads: DownloadProgress | None = None,
-) -> tuple[VideoAnalysis, ResultFiles]:
+) -> AnalysisResult:
     """Analyse the video and write all result files, each in one step once it is complete.
 
     Raises
@@ -70,8 +83,11 @@ def run_analysis(
         The folder cannot be written to.
     """
     exercises = load_exercises(settings.exercises_dir)
+    chosen = select_exercises(exercises, job.exercise)
+    library = load_form_library(folders_of(settings))
     config = AnalysisConfig(
-        exercises=select_exercises(exercises, job.exercise),
+        exercises=chosen,
+        judge=library.judge_config(chosen, job.form),
         exercise_requested=job.exercise,
         sample_fps=job.sample_fps,
         roi=job.roi,
@@ -97,20 +113,31 @@ def run_analysis(
         if files.overlay is not None:
             writer = stack.enter_context(_overlay_writer(files.overlay, source.info, job))
 
+        forms: list[FormUpdate] = []
+        latest: dict[int, FormUpdate] = {}
+
+        def on_form(form: FormUpdate) -> None:
+            forms.append(form)
+            latest[form.track_id] = form
+
         def on_frame(frame: Frame, people: Sequence[PersonFrame]) -> None:
             if writer is not None:
-                writer.write(frame, people)
+                writer.write(frame, people, dict(latest))
             if on_progress is not None:
                 on_progress(frame, source.info)
 
-        analysis = process_video(source, detector, config, on_frame)
+        analysis = process_video(source, detector, config, on_frame, on_form)
     with _writing_to(job.out):
-        write_analysis_json(analysis, files.analysis)
+        write_analysis_json(analysis, files.analysis, forms)
         write_angles_csv(analysis, files.angles)
         write_report_html(
-            analysis, files.report, overlay_name=files.overlay.name if files.overlay else None
+            analysis,
+            files.report,
+            overlay_name=files.overlay.name if files.overlay else None,
+            forms=forms,
+            references=library.references(),
         )
-    return analysis, files
+    return AnalysisResult(analysis, files, tuple(forms))
 
 
 def _filter(name: str) -> KeypointFilter:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +16,13 @@ from rich.table import Table
 from pose_analyzer.cli.analysis import (
     DEFAULT_SAMPLE_FPS,
     AnalysisJob,
+    AnalysisResult,
     OnProgress,
-    ResultFiles,
     run_analysis,
 )
 from pose_analyzer.cli.progress import download_progress
+from pose_analyzer.form_scorer import score_set
+from pose_analyzer.form_types import FormChoice, FormUpdate
 from pose_analyzer.settings import Settings
 from pose_analyzer.skeletons import ANGLE_INDEX
 from pose_analyzer.types import Frame, PersonAnalysis, SourceInfo, VideoAnalysis
@@ -70,6 +72,11 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
     smoothing: Annotated[
         str, typer.Option(help="Filter of the keypoints: kalman or one-euro.")
     ] = "kalman",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="What form is compared with; default: the exercise's general reference."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="In which the coach speaks: en, de.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for the results; default: NAME-analysis."),
@@ -90,14 +97,15 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         n_people=people,
         smoothing=smoothing,
         overlay=overlay,
+        form=FormChoice(reference, language or settings.language),
     )
     silent = quiet or as_json
     with download_progress(quiet=silent) as downloads, analysis_progress(quiet=silent) as bar:
-        analysis, files = run_analysis(job, settings, bar(video.name), downloads)
+        done = run_analysis(job, settings, bar(video.name), downloads)
     if as_json:
-        print(json.dumps(summary_dict(analysis, files), indent=2))  # noqa: T201
+        print(json.dumps(summary_dict(done), indent=2))  # noqa: T201
     elif not quiet:
-        _print_summary(analysis, files)
+        _print_summary(done)
 
 
 @contextmanager
@@ -158,8 +166,14 @@ def people_table(analysis: VideoAnalysis) -> Table:
     return table
 
 
-def summary_dict(analysis: VideoAnalysis, files: ResultFiles) -> dict[str, Any]:
+def mean_score(forms: Iterable[FormUpdate], track_id: int) -> float | None:
+    """Mean score of a person's repetitions; None if none could be scored."""
+    return score_set([f.score for f in forms if f.track_id == track_id and f.score]).total
+
+
+def summary_dict(done: AnalysisResult) -> dict[str, Any]:
     """What scripts want to know without opening a file."""
+    analysis, files = done.analysis, done.files
     return {
         "source": analysis.source.name,
         "detector": analysis.detector,
@@ -170,6 +184,12 @@ def summary_dict(analysis: VideoAnalysis, files: ResultFiles) -> dict[str, Any]:
                 "track_id": person.track_id,
                 "exercise": person.exercise,
                 "repetitions": len(person.repetitions),
+                "score": mean_score(done.forms, person.track_id),
+                "cues": [
+                    form.cue.text
+                    for form in done.forms
+                    if form.track_id == person.track_id and form.cue is not None
+                ],
             }
             for person in analysis.people
         ],
@@ -184,10 +204,15 @@ def result_console() -> Console:
     return console if console.is_terminal else Console(width=110)
 
 
-def _print_summary(analysis: VideoAnalysis, files: ResultFiles) -> None:
+def _print_summary(done: AnalysisResult) -> None:
+    analysis, files = done.analysis, done.files
     console = result_console()
     if analysis.people:
         console.print(people_table(analysis))
+    for person in analysis.people:
+        score = mean_score(done.forms, person.track_id)
+        if score is not None:
+            console.print(f"Person {person.track_id}: form {score:.0f} of 100")
     for problem in analysis.problems:
         console.print(f"Note: {problem}", markup=False)
     rate = analysis.n_frames / analysis.elapsed_s

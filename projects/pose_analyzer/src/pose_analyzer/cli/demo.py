@@ -43,7 +43,8 @@ def run_demo(
                 detector=chosen,
                 roi=ROOF if name == JUMPING_JACKS else None,
             )
-            results.append((name, *run_analysis(job, settings, bar(name), downloads)))
+            done = run_analysis(job, settings, bar(name), downloads)
+            results.append((name, done.analysis, done.files))
     console = result_console()
     console.print(_table(results))
     for _, _, files in results:

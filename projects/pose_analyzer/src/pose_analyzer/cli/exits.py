@@ -4,6 +4,9 @@ from typing import ClassVar
 
 from pose_analyzer.errors import (
     InvalidExerciseError,
+    InvalidFormFileError,
+    InvalidFormModelError,
+    InvalidReferenceError,
     OutputFailedError,
     UnknownNameError,
     UnreadableSourceError,
@@ -20,6 +23,9 @@ class Commands(ReportingGroup):
         OutputFailedError: ExitCode.UNUSABLE,
         UnknownNameError: ExitCode.UNUSABLE,
         InvalidExerciseError: ExitCode.UNUSABLE,
+        InvalidFormFileError: ExitCode.UNUSABLE,
+        InvalidFormModelError: ExitCode.UNUSABLE,
+        InvalidReferenceError: ExitCode.UNUSABLE,
         InvalidSettingError: ExitCode.UNUSABLE,
         ProjectError: ExitCode.FAILED,
     }

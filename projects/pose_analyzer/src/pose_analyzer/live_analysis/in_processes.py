@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from pose_analyzer.exercises import Exercise, select_exercises
+from pose_analyzer.form_library import FormLibrary
+from pose_analyzer.form_types import NO_CHOICE, FormChoice
 from pose_analyzer.live_analysis import messages
 from pose_analyzer.live_analysis.process_group import AnalysisProcess, ProcessGroup
 from pose_analyzer.stream_types import AnalysedFrame, Encoding
@@ -22,6 +24,8 @@ class ProcessAnalysis:
         All there are.
     n_processes
         How many; each takes about 130 MB.
+    library
+        What form is judged by; None: it is not.
 
     Raises
     ------
@@ -29,19 +33,29 @@ class ProcessAnalysis:
         A process cannot be started.
     """
 
-    def __init__(self, exercises: tuple[Exercise, ...], n_processes: int) -> None:
+    def __init__(
+        self,
+        exercises: tuple[Exercise, ...],
+        n_processes: int,
+        library: FormLibrary | None = None,
+    ) -> None:
+        self._library = library
         self._exercises = {exercise.name: exercise for exercise in exercises}
         self._homes: dict[str, AnalysisProcess] = {}
-        self._group = ProcessGroup(exercises, n_processes)
+        self._group = ProcessGroup(
+            exercises, n_processes, None if library is None else library.folders
+        )
 
-    def open(self, stream_id: str, exercise: str) -> None:
+    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
         """Begin a session; raises as `LocalAnalysis.open` does."""
-        select_exercises(self._exercises, exercise)
+        selected = select_exercises(self._exercises, exercise)
+        if self._library is not None:
+            self._library.judge_config(selected, form)
         home = self._homes.get(stream_id) or min(
             self._group.processes, key=lambda process: process.n_streams
         )
         self._homes[stream_id] = home
-        home.open(stream_id, exercise)
+        home.open(stream_id, exercise, form)
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         """Count another exercise; raises as `LocalAnalysis.change_exercise` does."""
@@ -70,6 +84,10 @@ class ProcessAnalysis:
         """Send what was asked."""
         for process in self._group.processes:
             process.send()
+
+    def rehearse(self, stream_id: str) -> None:
+        """Wake up what the stream's next frame needs, if its process sleeps."""
+        self._homes[stream_id].rehearse(stream_id)
 
     def has_room(self, stream_id: str) -> bool:
         """Whether the stream's process keeps up."""

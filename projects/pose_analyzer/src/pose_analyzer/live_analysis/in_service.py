@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from pose_analyzer.exercises import Exercise, select_exercises
+from pose_analyzer.form_library import FormLibrary
+from pose_analyzer.form_types import NO_CHOICE, FormChoice
 from pose_analyzer.live_analysis.session import LiveSession
 from pose_analyzer.stream_types import AnalysedFrame, Encoding
 from pose_analyzer.types import Pose
@@ -16,9 +18,12 @@ class LocalAnalysis:
     ----------
     exercises
         All there are.
+    library
+        What form is judged by; None: it is not.
     """
 
-    def __init__(self, exercises: tuple[Exercise, ...]) -> None:
+    def __init__(self, exercises: tuple[Exercise, ...], library: FormLibrary | None = None) -> None:
+        self._library = library
         self._exercises = {exercise.name: exercise for exercise in exercises}
         self._sessions: dict[str, LiveSession] = {}
 
@@ -27,15 +32,18 @@ class LocalAnalysis:
         """How many streams live here."""
         return len(self._sessions)
 
-    def open(self, stream_id: str, exercise: str) -> None:
+    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
         """Begin a session.
 
         Raises
         ------
         UnknownNameError
-            There is no such exercise.
+            There is no such exercise, reference of it, or language.
+        InvalidReferenceError
+            A reference file is invalid.
         """
-        self._sessions[stream_id] = LiveSession(select_exercises(self._exercises, exercise))
+        selected = select_exercises(self._exercises, exercise)
+        self._sessions[stream_id] = LiveSession(selected, self._library, form)
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         """Count another exercise from the next frame on; the people stay who they are.
@@ -80,6 +88,9 @@ class LocalAnalysis:
 
     def send(self) -> None:
         """Nothing is held back."""
+
+    def rehearse(self, stream_id: str) -> None:
+        """Nothing: it would keep the detector's threads from Python's lock."""
 
     def has_room(self, stream_id: str) -> bool:  # noqa: ARG002 - nothing waits here
         """Whether the analysis keeps up: it does, the caller waits for it."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from pose_analyzer.form_types import FormChoice
 from pose_analyzer.skeletons import N_KEYPOINTS, N_LANDMARKS
 from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import BlazePoseLandmarks, Pose
@@ -30,6 +31,8 @@ class Configure(_Message, frozen=True):
 
     exercises: list[dict[str, Any]]
     """Fields of each `Exercise`."""
+    form_folders: dict[str, str | None] | None = None
+    """Fields of `FormFolders`; None: form is not judged."""
 
 
 class Open(_Message, frozen=True):
@@ -37,6 +40,7 @@ class Open(_Message, frozen=True):
 
     stream_id: str
     exercise: str
+    form: FormChoice
 
 
 class Change(_Message, frozen=True):
@@ -65,6 +69,12 @@ class Analyse(_Message, frozen=True):
     """Which of the poses have landmarks."""
 
 
+class Rehearse(_Message, frozen=True):
+    """A frame of this stream is with the detector; see `LiveSession.rehearse`."""
+
+    stream_id: str
+
+
 class Analysed(_Message, frozen=True):
     """What `AnalysedFrame` holds; or an error, and nothing else."""
 
@@ -79,7 +89,7 @@ class Ready(_Message, frozen=True):
     """The process has loaded what it needs."""
 
 
-Request = Configure | Open | Change | End | Analyse
+Request = Configure | Open | Change | End | Analyse | Rehearse
 Reply = Analysed | Ready
 
 _encoder = msgspec.msgpack.Encoder()

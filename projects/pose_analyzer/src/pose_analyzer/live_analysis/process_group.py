@@ -17,6 +17,8 @@ import structlog
 
 from pose_analyzer.errors import BackendFailedError
 from pose_analyzer.exercises import Exercise
+from pose_analyzer.form_library import FormFolders
+from pose_analyzer.form_types import FormChoice
 from pose_analyzer.live_analysis import messages
 from pose_analyzer.live_analysis.session import ANALYSIS_NAME
 from pose_analyzer.stream_types import AnalysedFrame
@@ -41,14 +43,22 @@ class AnalysisProcess:
     Any thread may call `open`, `change`, `end` and `ask`; the rest belongs to `ProcessGroup`.
     """
 
-    def __init__(self, exercises: Sequence[Exercise], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        exercises: Sequence[Exercise],
+        wake: Callable[[], None],
+        form_folders: FormFolders | None = None,
+    ) -> None:
         self.connection: socket.socket | None = None
         self.started: Future[None] = Future()
         """Resolved once the first process is ready, or has died."""
         self.ready = False
         self._wake = wake
         self._configure = messages.write(
-            messages.Configure([exercise.model_dump() for exercise in exercises])
+            messages.Configure(
+                [exercise.model_dump() for exercise in exercises],
+                None if form_folders is None else form_folders.as_texts(),
+            )
         )
         # Held while the connection is written to or replaced.
         self._lock = threading.Lock()
@@ -57,12 +67,12 @@ class AnalysisProcess:
         self._unsent = bytearray()
         self._reader = messages.Reader()
         self._asked: deque[Future[AnalysedFrame]] = deque()
-        self._exercise_of: dict[str, str] = {}
+        self._choice_of: dict[str, tuple[str, FormChoice]] = {}
 
     @property
     def n_streams(self) -> int:
         """How many streams live here."""
-        return len(self._exercise_of)
+        return len(self._choice_of)
 
     @property
     def has_room(self) -> bool:
@@ -79,22 +89,24 @@ class AnalysisProcess:
         """Of the process that runs now."""
         return None if self._process is None else self._process.pid
 
-    def open(self, stream_id: str, exercise: str) -> None:
+    def open(self, stream_id: str, exercise: str, form: FormChoice) -> None:
         """Begin a session."""
         with self._lock:
-            self._exercise_of[stream_id] = exercise
-            self._send(messages.write(messages.Open(stream_id, exercise)))
+            self._choice_of[stream_id] = exercise, form
+            self._send(messages.write(messages.Open(stream_id, exercise, form)))
 
     def change(self, stream_id: str, exercise: str) -> None:
         """Count another exercise."""
         with self._lock:
-            self._exercise_of[stream_id] = exercise
+            # The reference was chosen for another exercise.
+            form = FormChoice(language=self._choice_of[stream_id][1].language)
+            self._choice_of[stream_id] = exercise, form
             self._send(messages.write(messages.Change(stream_id, exercise)))
 
     def end(self, stream_id: str) -> None:
         """Forget a session."""
         with self._lock:
-            del self._exercise_of[stream_id]
+            del self._choice_of[stream_id]
             self._send(messages.write(messages.End(stream_id)))
 
     def ask(self, question: messages.Analyse) -> "Future[AnalysedFrame]":
@@ -110,6 +122,12 @@ class AnalysisProcess:
                 return future
         future.set_exception(_failure("its process is not running"))
         return future
+
+    def rehearse(self, stream_id: str) -> None:
+        """Have it prepare for a frame that will be asked about soon, if it has nothing to do."""
+        if not self._asked:
+            with self._lock:
+                self._send(messages.write(messages.Rehearse(stream_id)))
 
     def send(self) -> None:
         """Send what was asked: one system call for all frames of a batch."""
@@ -134,8 +152,8 @@ class AnalysisProcess:
         with self._lock:
             self.connection = ours
             self._send(self._configure)
-            for stream_id, exercise in self._exercise_of.items():
-                self._send(messages.write(messages.Open(stream_id, exercise)))
+            for stream_id, (exercise, form) in self._choice_of.items():
+                self._send(messages.write(messages.Open(stream_id, exercise, form)))
         return ours
 
     def flush(self) -> None:
@@ -232,7 +250,12 @@ class ProcessGroup:
         A process cannot be started.
     """
 
-    def __init__(self, exercises: Sequence[Exercise], n_processes: int) -> None:
+    def __init__(
+        self,
+        exercises: Sequence[Exercise],
+        n_processes: int,
+        form_folders: FormFolders | None = None,
+    ) -> None:
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
@@ -240,7 +263,9 @@ class ProcessGroup:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._closing = False
         self._start_at_s: dict[AnalysisProcess, float] = {}
-        self.processes = [AnalysisProcess(exercises, self._wake) for _ in range(n_processes)]
+        self.processes = [
+            AnalysisProcess(exercises, self._wake, form_folders) for _ in range(n_processes)
+        ]
         for process in self.processes:
             self._start(process)
         self._thread = threading.Thread(target=self._run, name="analysis-replies", daemon=True)

@@ -8,8 +8,10 @@ import sys
 import time
 from typing import Final
 
-from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.errors import BackendFailedError, InvalidReferenceError, UnknownNameError
 from pose_analyzer.exercises import Exercise, select_exercises
+from pose_analyzer.form_library import FormFolders, FormLibrary, load_form_library
+from pose_analyzer.form_types import FormChoice
 from pose_analyzer.live_analysis.messages import (
     Analyse,
     Analysed,
@@ -19,6 +21,7 @@ from pose_analyzer.live_analysis.messages import (
     Open,
     Reader,
     Ready,
+    Rehearse,
     Request,
     poses_of,
     write,
@@ -37,25 +40,41 @@ class Sessions:
     def __init__(self) -> None:
         self._exercises: dict[str, Exercise] = {}
         self._sessions: dict[str, LiveSession] = {}
+        self._library: FormLibrary | None = None
 
     def handle(self, message: Request) -> Analysed | Ready | None:
         """Do what is asked."""
         match message:
             case Analyse():
                 return self._analyse(message)
-            case Open(stream_id, exercise):
-                self._sessions[stream_id] = LiveSession(select_exercises(self._exercises, exercise))
+            case Rehearse(stream_id):
+                self._sessions[stream_id].rehearse()
+            case Open(stream_id, exercise, form):
+                self._sessions[stream_id] = self._begin(exercise, form)
             case Change(stream_id, exercise):
                 self._sessions[stream_id].change_exercises(
                     select_exercises(self._exercises, exercise)
                 )
             case End(stream_id):
                 del self._sessions[stream_id]
-            case Configure(exercises):
+            case Configure(exercises, folders):
                 loaded = [Exercise.model_validate(fields) for fields in exercises]
                 self._exercises = {exercise.name: exercise for exercise in loaded}
+                if folders is not None:
+                    self._library = load_form_library(FormFolders.of_texts(folders))
                 return Ready()
         return None
+
+    def _begin(self, exercise: str, form: FormChoice) -> LiveSession:
+        selected = select_exercises(self._exercises, exercise)
+        try:
+            return LiveSession(selected, self._library, form)
+        except UnknownNameError:
+            # The service has checked it, but the reference has been deleted since.
+            return LiveSession(selected, self._library, FormChoice(language=form.language))
+        except InvalidReferenceError:
+            # Spoiled since. Counting goes on.
+            return LiveSession(selected)
 
     def _analyse(self, message: Analyse) -> Analysed:
         session = self._sessions[message.stream_id]

@@ -1,13 +1,15 @@
 """Skeleton, angles, identity and repetition count drawn on one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
+from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.rendering.labels import (
     DIMMED_TEXT,
     Label,
@@ -40,6 +42,12 @@ CONFIDENCE_SHOWN: Final = 0.5
 # A person smaller than this part of the picture has no room for angle labels.
 MIN_LABELLED_HEIGHT_RATIO: Final = 0.3
 MAX_COUNTERS: Final = 3
+CUE_SHOWN_S: Final = 4.0
+NO_FORMS: Final[Mapping[int, FormUpdate]] = MappingProxyType({})
+# The fonts of OpenCV 4 have ASCII only.
+_TO_ASCII: Final = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss"}
+)
 
 LABELLED_ANGLES: Final[tuple[tuple[str, Coco], ...]] = (
     ("left_elbow", Coco.LEFT_ELBOW),
@@ -70,6 +78,7 @@ def draw_people(
     image_bgr: UInt8[np.ndarray, "height width 3"],
     people: Sequence[PersonFrame],
     scale: float = 1.0,
+    forms: Mapping[int, FormUpdate] = NO_FORMS,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draw everything known about the people of one frame; returns a new picture.
 
@@ -85,6 +94,8 @@ def draw_people(
         Everyone in the frame, in pixels of the original image.
     scale
         Pixels of `image_bgr` per pixel of the original image.
+    forms
+        What was last said of each person's form, by id: scores are drawn, and cues for a while.
     """
     canvas = image_bgr.copy()
     style = TextStyle.for_picture(canvas.shape[0], canvas.shape[1])
@@ -95,6 +106,7 @@ def draw_people(
             _draw_box(canvas, person, scale, style.line_px)
     layout = LabelLayout(canvas.shape[1], canvas.shape[0])
     _draw_counters(canvas, people, style, layout)
+    _draw_forms(canvas, people, forms, (style, layout))
     for person in people:
         _draw_identity(canvas, person, scale, style, layout)
     for person, skeleton in zip(people, skeletons, strict=True):
@@ -241,6 +253,36 @@ def _draw_counter(
     draw_label(canvas, heading, layout.place((x, y), heading.size))
     draw_label(canvas, phase, layout.place((x, y + heading.size[1]), phase.size))
     return max(count.size[1], heading.size[1] + phase.size[1])
+
+
+def _draw_forms(
+    canvas: UInt8[np.ndarray, "_ _ 3"],
+    people: Sequence[PersonFrame],
+    forms: Mapping[int, FormUpdate],
+    look: tuple[TextStyle, LabelLayout],
+) -> None:
+    """Draw the latest score of each person and, while it is new, the cue, bottom left."""
+    style, layout = look
+    y = canvas.shape[0] - style.margin_px
+    for person in people:
+        form = forms.get(person.track_id)
+        if form is None:
+            continue
+        tag = identity_colour(person.track_id) if len(people) > 1 else None
+        for text in _form_lines(form, person.time_s):
+            label = Label(text, style.medium, OUTLINE if tag else CENTRE_COLOUR, tag)
+            y -= label.size[1]
+            draw_label(canvas, label, layout.place((style.margin_px, y), label.size))
+
+
+def _form_lines(form: FormUpdate, time_s: float) -> list[str]:
+    """From the bottom up."""
+    lines = []
+    if form.cue is not None and time_s - form.cue.time_s < CUE_SHOWN_S:
+        lines.append(form.cue.text.translate(_TO_ASCII))
+    if form.score is not None and form.score.total is not None:
+        lines.append(f"form {form.score.total:.0f}")
+    return lines
 
 
 def _middle_x(skeleton: _Skeleton) -> float:

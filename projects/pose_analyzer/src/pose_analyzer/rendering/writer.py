@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import UInt8
 
-from pose_analyzer.rendering.drawing import draw_people
+from pose_analyzer.form_types import FormUpdate
+from pose_analyzer.rendering.drawing import NO_FORMS, draw_people
 from pose_analyzer.types import Frame, PersonFrame
 
 _TIME_BASE: Final = Fraction(1, 90_000)
@@ -64,14 +65,22 @@ class OverlayWriter:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="overlay")
         return self
 
-    def write(self, frame: Frame, people: Sequence[PersonFrame]) -> None:
+    def write(
+        self,
+        frame: Frame,
+        people: Sequence[PersonFrame],
+        forms: Mapping[int, FormUpdate] = NO_FORMS,
+    ) -> None:
         """Hand over one frame, later than the one before; waits while too many are pending.
 
-        The picture must not be changed afterwards.
+        The picture must not be changed afterwards. `forms` is what was last said of each person's
+        form, by id.
         """
         while len(self._pending) >= _QUEUE_FRAMES:
             self._pending.popleft().result()
-        self._pending.append(self._executor.submit(self._draw_and_encode, frame, tuple(people)))
+        self._pending.append(
+            self._executor.submit(self._draw_and_encode, frame, tuple(people), forms)
+        )
 
     def __exit__(
         self,
@@ -93,11 +102,13 @@ class OverlayWriter:
             else:
                 self._partial.unlink(missing_ok=True)
 
-    def _draw_and_encode(self, frame: Frame, people: tuple[PersonFrame, ...]) -> None:
+    def _draw_and_encode(
+        self, frame: Frame, people: tuple[PersonFrame, ...], forms: Mapping[int, FormUpdate]
+    ) -> None:
         # Down to a half, linear does not alias yet and costs an eighth of averaging.
         method = cv2.INTER_LINEAR if self._scale > 0.5 else cv2.INTER_AREA
         image_bgr = cv2.resize(frame.image_bgr, self._size, interpolation=method)
-        drawn_bgr = draw_people(image_bgr.astype(np.uint8, copy=False), people, self._scale)
+        drawn_bgr = draw_people(image_bgr.astype(np.uint8, copy=False), people, self._scale, forms)
         self._encoder.encode(drawn_bgr, frame.time_s)
 
 

@@ -4,13 +4,16 @@ The pydantic models are the definition of the format; the published JSON Schema 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.reporting.atomic import open_atomically
+from pose_analyzer.reporting.form_document import FormDocument
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.types import PersonAnalysis, Phase, Repetition, SourceInfo, VideoAnalysis, View
 
@@ -130,6 +133,10 @@ class PersonDocument(_Model):
     exercise: str | None
     view: Annotated[View, Field(description="The most frequent view.")]
     repetitions: list[RepetitionDocument]
+    form: Annotated[
+        list[FormDocument],
+        Field(default_factory=list, description="Of those repetitions that could be judged."),
+    ]
     frames: FrameColumns
 
 
@@ -157,14 +164,19 @@ class AnalysisDocument(_Model):
     ]
 
 
-def write_analysis_json(analysis: VideoAnalysis, path: Path) -> None:
-    """Write `analysis` to `path` as an `AnalysisDocument`, person by person to save memory."""
+def write_analysis_json(
+    analysis: VideoAnalysis, path: Path, forms: Sequence[FormUpdate] = ()
+) -> None:
+    """Write `analysis` to `path` as an `AnalysisDocument`, person by person to save memory.
+
+    `forms` is what was said of everybody's repetitions.
+    """
     head = _head(analysis).model_dump_json(by_alias=True, exclude={"people"})
     with open_atomically(path) as file:
         file.write(head.removesuffix("}") + ',"people":[')
         for position, person in enumerate(analysis.people):
             file.write(",\n" if position else "\n")
-            file.write(_person(person).model_dump_json())
+            file.write(_person(person, forms).model_dump_json())
         file.write("]}\n")
 
 
@@ -205,12 +217,13 @@ def _source(source: SourceInfo) -> SourceDocument:
     )
 
 
-def _person(person: PersonAnalysis) -> PersonDocument:
+def _person(person: PersonAnalysis, forms: Sequence[FormUpdate]) -> PersonDocument:
     return PersonDocument(
         track_id=person.track_id,
         exercise=person.exercise,
         view=person.view,
         repetitions=[_repetition(repetition) for repetition in person.repetitions],
+        form=[FormDocument.of(form) for form in forms if form.track_id == person.track_id],
         frames=FrameColumns(
             frame_index=person.frame_index.tolist(),
             time_s=np.round(person.time_s, _TIME_DECIMALS).tolist(),
