@@ -342,3 +342,13 @@ def test_a_module_named_like_the_root_is_drawn_below_it():
 def test_a_gpu_by_name_is_a_machine_of_its_own():
     assert runs.machine_for("rtx4090") == gpu_machine("RTX 4090")
     assert runs.machine_for("pc-3070ti").gpu == "RTX 3070 Ti"
+
+
+def test_offloaded_activations_are_predicted():
+    plain = answer("predict", "resnet50", "--batch", "8")
+    moved = answer("predict", "resnet50", "--batch", "8", "--offload", "conv1,bn1,layer1")
+    assert moved["offload"] == ["conv1", "bn1", "layer1"]
+    assert moved["allocated_peak_bytes"] < 0.8 * plain["allocated_peak_bytes"]
+    refused = invoke("predict", "resnet50", "--offload", "attic")
+    assert refused.exit_code == 2
+    assert "no module 'attic'" in refused.stderr

@@ -1,5 +1,6 @@
 """``gpu-optimizer predict``: how much GPU memory a run takes, before it is run."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from gpu_optimizer.cli.options import Json, Model, Quiet, RunOptions, with_run_o
 from gpu_optimizer.cli.output import bar, print_json, result_console, steps
 from gpu_optimizer.cli.runs import machine_for, model_run, read_model, run_dict, run_words
 from gpu_optimizer.memory_predictor import fits
+from gpu_optimizer.plans import Offload
 from gpu_optimizer.runs.fitting import headroom_bytes, predict_on, prediction_dict
 from gpu_optimizer.types import Machine, Prediction
 from shared_utils.units import format_bytes
@@ -25,6 +27,13 @@ def show_prediction(
         str | None,
         typer.Option(help="GPU or machine it is to run on; default: the one here, else an H200."),
     ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULES",
+            help="Activations of these modules, separated by commas, wait in the host's memory.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,11 +43,14 @@ def show_prediction(
     with steps(quiet=quiet or as_json) as progress:
         progress.say("loading PyTorch, running the step on tensors without values")
         asked = model_run(spec, run)
+        if offload is not None:
+            asked = replace(asked, changes=(Offload(tuple(offload.split(","))),))
         prediction = predict_on(asked, machine, run.allocator)
     if as_json:
         print_json(
             {
                 **run_dict(model, asked),
+                "offload": [] if offload is None else offload.split(","),
                 "gpu": machine.gpu,
                 "verdict": fits(prediction, machine).name.lower(),
                 "headroom_bytes": headroom_bytes(prediction, machine),
@@ -46,7 +58,8 @@ def show_prediction(
             }
         )
     elif not quiet:
-        heading = f"{run_words(model, asked)}; on {machine.gpu}"
+        moved = f", {offload} on the host" if offload else ""
+        heading = f"{run_words(model, asked)}{moved}; on {machine.gpu}"
         result_console().print(_report(heading, prediction, machine))
 
 

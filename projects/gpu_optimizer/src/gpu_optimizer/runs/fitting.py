@@ -17,6 +17,7 @@ from gpu_optimizer.memory_predictor import (
 )
 from gpu_optimizer.model_files.hf_configs import HfModel
 from gpu_optimizer.models.workloads import Workload
+from gpu_optimizer.plans import PlanStep
 from gpu_optimizer.steps.recordings import Recording
 from gpu_optimizer.types import Machine, Prediction
 
@@ -35,6 +36,8 @@ class ModelRun:
     workload: Workload
     described: HfModel | None = None
     """Built from this; None: the registered model that the workload names."""
+    changes: tuple[PlanStep, ...] = ()
+    """What is done to the model before it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,10 @@ def record_on(run: ModelRun, machine: Machine) -> Recording:
         If there is no such model.
     InvalidModelError
         If the model cannot be run as asked.
+    InvalidPlanError
+        If a change names a module that there is not.
     """
+    from gpu_optimizer.fake_recorders import preparation  # noqa: PLC0415
     from gpu_optimizer.steps.recorder import record_step  # noqa: PLC0415
 
     family = None
@@ -82,7 +88,8 @@ def record_on(run: ModelRun, machine: Machine) -> Recording:
 
         family = described_family(run.described)
     try:
-        return record_step(run.workload, card_constants(machine).target, family)
+        prepare = preparation(run.workload, run.changes)
+        return record_step(run.workload, card_constants(machine).target, family, prepare)
     except (AssertionError, RuntimeError, ValueError) as error:
         # The model's own code refuses its input: an image that is too small, say.
         reason = str(error).strip().split("\n", 1)[0]
