@@ -79,16 +79,19 @@ def record_on(run: ModelRun, machine: Machine) -> Recording:
     InvalidPlanError
         If a change names a module that there is not.
     """
-    from gpu_optimizer.fake_recorders import preparation  # noqa: PLC0415
     from gpu_optimizer.steps.recorder import record_step  # noqa: PLC0415
 
-    family = None
+    family, prepare = None, None
     if run.described is not None:
         from gpu_optimizer.models.described import described_family  # noqa: PLC0415
 
         family = described_family(run.described)
     try:
-        prepare = preparation(run.workload, run.changes)
+        if run.changes:
+            # Brings all techniques with it, and their libraries.
+            from gpu_optimizer.fake_recorders import preparation  # noqa: PLC0415
+
+            prepare = preparation(run.workload, run.changes)
         return record_step(run.workload, card_constants(machine).target, family, prepare)
     except (AssertionError, RuntimeError, ValueError) as error:
         # The model's own code refuses its input: an image that is too small, say.
