@@ -7,6 +7,7 @@ from gpu_optimizer.budgets import InvalidBudgetError
 from gpu_optimizer.cli.output import OutputFailedError
 from gpu_optimizer.errors import InvalidModelError, UnknownNameError
 from gpu_optimizer.machines.registry import InvalidMachineFileError
+from gpu_optimizer.plans import InvalidPlanError
 from gpu_optimizer.quantization.errors import InvalidTextError
 from gpu_optimizer.snapshots.plain_pickle import InvalidSnapshotError
 from shared_utils.errors import InvalidSettingError, ProjectError
@@ -24,6 +25,7 @@ class Commands(ReportingGroup):
         InvalidBudgetError: ExitCode.UNUSABLE,
         InvalidMachineFileError: ExitCode.UNUSABLE,
         InvalidModelError: ExitCode.UNUSABLE,
+        InvalidPlanError: ExitCode.UNUSABLE,
         InvalidSettingError: ExitCode.UNUSABLE,
         InvalidSnapshotError: ExitCode.UNUSABLE,
         InvalidTextError: ExitCode.UNUSABLE,
