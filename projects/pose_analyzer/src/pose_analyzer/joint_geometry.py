@@ -79,14 +79,19 @@ def enclosed_deg(
 ) -> Float[np.ndarray, "*batch angles"]:
     """Measure angles between vectors by Kahan's formula, accurate where arccos is not: near 180.
 
-    W. Kahan 2006, "How Futile are Mindless Assessments of Roundoff", section 12.
+    W. Kahan 2006, "How Futile are Mindless Assessments of Roundoff", section 12.  A vector without
+    length, or too short for its square to be told from zero, encloses no angle: NaN.
     """
-    with np.errstate(invalid="ignore"):
-        first_unit = first / lengths(first)[..., None]
-        second_unit = second / lengths(second)[..., None]
+    first_unit, second_unit = _units(first), _units(second)
     half_rad = np.arctan2(lengths(first_unit - second_unit), lengths(first_unit + second_unit))
     degrees: Float[np.ndarray, "*batch angles"] = np.degrees(2.0 * half_rad)
     return degrees
+
+
+def _units(vectors: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch dims"]:
+    length = lengths(vectors)[..., None]
+    units: Float[np.ndarray, "*batch dims"] = vectors / np.where(length > 0.0, length, np.nan)
+    return units
 
 
 def lengths(vectors: Float[np.ndarray, "*batch dims"]) -> Float[np.ndarray, "*batch"]:

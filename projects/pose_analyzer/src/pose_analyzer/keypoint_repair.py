@@ -32,6 +32,8 @@ _CHAIN_PAIRS: Final = np.stack([_LEG, _ARM])  # (chains, pairs, side)
 _CHAIN_JOINTS: Final = _CHAIN_PAIRS.reshape(2, 6)
 _CHAIN_MIRRORED: Final = _CHAIN_PAIRS[:, :, ::-1].reshape(2, 6)
 _FACE: Final = np.array([Coco.LEFT_EYE, Coco.RIGHT_EYE, Coco.LEFT_EAR, Coco.RIGHT_EAR])
+# A body within one pixel has no size that lengths could be scaled by.
+_MIN_BODY_PX: Final = 1.0
 # Exchanged sides must fit the prediction better by this factor in squared distance, and a chain
 # must be this part of the body size (RMS) away from it, or the two sides cannot be told apart.
 _MIN_GAIN: Final = 3.0
@@ -70,14 +72,14 @@ def body_size_px(keypoints_px: Float[np.ndarray, "17 2"], usable: Bool[np.ndarra
     Returns
     -------
     float
-        Pixels; NaN with fewer than two usable keypoints or all in one place.
+        Pixels; NaN with fewer than two usable keypoints or all within one pixel.
     """
     points = keypoints_px[usable]
     if len(points) < 2:
         return float("nan")
     span = points.max(axis=0) - points.min(axis=0)
     size = float(np.hypot(span[0], span[1]))
-    return size if size > 0 else float("nan")
+    return size if size > _MIN_BODY_PX else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
