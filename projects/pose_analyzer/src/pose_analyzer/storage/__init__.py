@@ -1,0 +1,1 @@
+"""What outlives the process: tables, the rows that go into them, files."""
