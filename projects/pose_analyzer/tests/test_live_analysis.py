@@ -1,10 +1,12 @@
 """Sessions of live streams: the same people wherever they run, whatever happens around them."""
 
+import asyncio
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from pose_analyzer import wire
 from pose_analyzer.errors import BackendFailedError, UnknownNameError
 from pose_analyzer.form_session import repetitions
-from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis, messages
+from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis, messages, process_group
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import Pose
@@ -37,10 +39,35 @@ new_id = map("stream{}".format, itertools.count()).__next__
 
 
 @pytest.fixture(scope="module")
-def processes():
+def loop():
+    """An event loop in a thread of its own, as the service's."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def thread_receives():
     analysis = ProcessAnalysis(EXERCISES, n_processes=2)
     yield analysis
     analysis.close()
+
+
+@pytest.fixture(scope="module")
+def loop_receives(loop):
+    analysis = ProcessAnalysis(EXERCISES, n_processes=2)
+    analysis.receive_in(loop)
+    yield analysis
+    analysis.close()
+
+
+@pytest.fixture(params=["thread_receives", "loop_receives"])
+def processes(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -50,7 +77,7 @@ def here():
     analysis.close()
 
 
-@pytest.fixture(params=["here", "processes"])
+@pytest.fixture(params=["here", "thread_receives", "loop_receives"])
 def analysis(request):
     return request.getfixturevalue(request.param)
 
@@ -296,6 +323,7 @@ def test_processes_have_a_terminal_session_of_their_own(processes):
 
 _PARENT = """
 import sys
+import threading
 from pose_analyzer.exercises import Exercise
 from pose_analyzer.live_analysis import ProcessAnalysis
 analysis = ProcessAnalysis((), 1)
@@ -327,14 +355,34 @@ def _runs(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_what_was_asked_is_answered_before_closing():
+@pytest.mark.parametrize("receiver", ["thread", "loop"])
+def test_what_was_asked_is_answered_before_closing(receiver, loop):
     analysis = ProcessAnalysis(EXERCISES, n_processes=1)
+    if receiver == "loop":
+        analysis.receive_in(loop)
     analysis.open("only", "squat")
     futures = [analysis.analyse("only", *frame, Encoding.JSON) for frame in frames(2.0)]
     analysis.close()
     assert [future.result(0).people for future in futures] == recorded(frames(2.0), (SQUAT,))
     with pytest.raises(BackendFailedError, match="not running"):
         analysis.analyse("only", 40, 2.0, [], Encoding.JSON).result(0)
+
+
+def test_a_loop_that_waits_for_the_closing_cannot_prevent_it(monkeypatch):
+    monkeypatch.setattr(process_group, "_CLOSE_S", 0.2)
+
+    async def close_in_the_loop():
+        analysis = ProcessAnalysis(EXERCISES, n_processes=1)
+        analysis.receive_in(asyncio.get_running_loop())
+        analysis.open("only", "squat")
+        await asyncio.sleep(0.1)
+        future = analysis.analyse("only", *next(frames()), Encoding.JSON)
+        analysis.close()
+        return future
+
+    future = asyncio.run(close_in_the_loop())
+    with pytest.raises(BackendFailedError, match="ended with code"):
+        future.result(0)
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)

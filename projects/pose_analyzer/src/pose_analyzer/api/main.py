@@ -300,12 +300,15 @@ def _served_model(name: str, settings: Settings) -> str:
 def _analysis(
     settings: Settings, exercises: dict[str, Exercise], library: FormLibrary
 ) -> LiveAnalysis:
+    """Make what follows people; called from the loop that waits for its answers."""
     n_processes = settings.analysis_processes
     if n_processes is None:
         n_processes = min(n_usable_cores() // _CORES_PER_ANALYSIS_PROCESS, _MAX_ANALYSIS_PROCESSES)
     if n_processes == 0:
         return LocalAnalysis(tuple(exercises.values()), library)
-    return ProcessAnalysis(tuple(exercises.values()), n_processes, library)
+    analysis = ProcessAnalysis(tuple(exercises.values()), n_processes, library)
+    analysis.receive_in(asyncio.get_running_loop())
+    return analysis
 
 
 def _limits(settings: Settings) -> ManagerConfig:

@@ -1,5 +1,6 @@
 """Sessions of live streams in processes: for more streams than one thread of Python can follow."""
 
+import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -45,6 +46,10 @@ class ProcessAnalysis:
         self._group = ProcessGroup(
             exercises, n_processes, None if library is None else library.folders
         )
+
+    def receive_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have this loop, which must outlive `close`, receive the answers; call it from there."""
+        self._group.receive_in(loop)
 
     def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
         """Begin a session; raises as `LocalAnalysis.open` does."""

@@ -1,5 +1,6 @@
 """Starts analysis processes, talks to them, and replaces those that die."""
 
+import asyncio
 import contextlib
 import os
 import selectors
@@ -135,7 +136,7 @@ class AnalysisProcess:
             with self._lock:
                 self._send(b"")
 
-    def start(self) -> socket.socket:
+    def start(self) -> None:
         """Start a process, with new sessions for the streams there are."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -154,7 +155,6 @@ class AnalysisProcess:
             self._send(self._configure)
             for stream_id, (exercise, form) in self._choice_of.items():
                 self._send(messages.write(messages.Open(stream_id, exercise, form)))
-        return ours
 
     def flush(self) -> None:
         """Write what could not be written at once."""
@@ -242,7 +242,9 @@ class AnalysisProcess:
 
 
 class ProcessGroup:
-    """Several `AnalysisProcess`, and the thread that receives for all of them.
+    """Several `AnalysisProcess`, and the thread that looks after all of them.
+
+    The thread also receives what they answer, unless an event loop was told to.
 
     Raises
     ------
@@ -262,6 +264,10 @@ class ProcessGroup:
         self._waker.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._closing = False
+        # The thread's own: it must not receive what the loop already does.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_loop: asyncio.AbstractEventLoop | None = None
+        self._ended: deque[AnalysisProcess] = deque()
         self._start_at_s: dict[AnalysisProcess, float] = {}
         self.processes = [
             AnalysisProcess(exercises, self._wake, form_folders) for _ in range(n_processes)
@@ -280,6 +286,14 @@ class ProcessGroup:
             self.close()
             raise
 
+    def receive_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have answers received by the loop that waits for them: one thread less on their way.
+
+        The loop must go on until `close` has returned.
+        """
+        self._next_loop = loop
+        self._wake()
+
     def close(self) -> None:
         """Have everything answered that was asked, then end the processes."""
         if self._closing:
@@ -292,6 +306,9 @@ class ProcessGroup:
         if self._thread.is_alive():
             for process in self.processes:
                 process.kill()
+            # The loop may be the one that waits here.
+            self._ended.extend(self.processes)
+            self._wake()
             self._thread.join()
         self._selector.close()
         self._woken.close()
@@ -303,7 +320,10 @@ class ProcessGroup:
             self._waker.send(b"\0")
 
     def _start(self, process: AnalysisProcess) -> None:
-        self._selector.register(process.start(), selectors.EVENT_READ, process)
+        process.start()
+        self._watch(process)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._listen, process)
 
     def _run(self) -> None:
         """Receive until all processes have ended."""
@@ -312,28 +332,60 @@ class ProcessGroup:
             for key, events in self._selector.select(self._wait_s()):
                 if key.data is None:
                     self._woken.recv(_READ_BYTES)
-                    self._watch_unsent()
+                    self._on_woken()
                     continue
                 if events & selectors.EVENT_WRITE:
                     key.data.flush()
                     self._watch(key.data)
-                if events & selectors.EVENT_READ and not key.data.receive(buffer):
+                if self._loop is not None or not events & selectors.EVENT_READ:
+                    continue
+                if not key.data.receive(buffer):
                     self._replace(key.data)
+            while self._ended:
+                self._replace(self._ended.popleft())
             self._start_due()
 
-    def _watch_unsent(self) -> None:
+    def _on_woken(self) -> None:
+        handed_over = self._loop is not self._next_loop
+        self._loop = self._next_loop
         for process in self.processes:
-            if process.has_unsent:
-                self._watch(process)
+            self._watch(process)
+            if handed_over and self._loop is not None and process.connection is not None:
+                self._loop.call_soon_threadsafe(self._listen, process)
 
     def _watch(self, process: AnalysisProcess) -> None:
-        if process.connection is not None:
-            write = selectors.EVENT_WRITE if process.has_unsent else 0
-            self._selector.modify(process.connection, selectors.EVENT_READ | write, process)
+        """Have the thread told of what it must do about a process."""
+        if process.connection is None:
+            return
+        write = selectors.EVENT_WRITE if process.has_unsent else 0
+        events = write | (selectors.EVENT_READ if self._loop is None else 0)
+        known = self._selector.get_map().get(process.connection)
+        if known is None and events:
+            self._selector.register(process.connection, events, process)
+        elif known is not None and events:
+            self._selector.modify(process.connection, events, process)
+        elif known is not None:
+            self._selector.unregister(process.connection)
+
+    def _listen(self, process: AnalysisProcess) -> None:
+        """In the loop's thread: have the loop receive from a process until it ends."""
+        loop, connection, buffer = self._loop, process.connection, bytearray(_READ_BYTES)
+        if loop is None or connection is None:
+            return
+
+        def receive() -> None:
+            if not process.receive(buffer):
+                loop.remove_reader(connection)
+                self._ended.append(process)
+                self._wake()
+
+        loop.add_reader(connection, receive)
 
     def _replace(self, process: AnalysisProcess) -> None:
         """Have a successor started, at once if it is likely to succeed."""
-        if process.connection is not None:
+        if process.connection is None:
+            return
+        if process.connection in self._selector.get_map():
             self._selector.unregister(process.connection)
         was_ready = process.ready
         code = process.bury()
