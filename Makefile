@@ -120,6 +120,10 @@ eval-cues: install ## Count corrections of recorded people who do it right (docs
 pose-references: install ## Make data/pose_references again from the recorded people
 	$(RUN) $(BIN)/python scripts/make_pose_references.py
 
+.PHONY: db-upgrade
+db-upgrade: install ## Bring the tables up to date (DATABASE_URL, else the service's own database)
+	$(RUN) $(BIN)/alembic upgrade head
+
 .PHONY: download-models
 download-models: install ## Fetch and check the pose models (MODELS="NAME ...", default all)
 	$(RUN) $(BIN)/pose-analyzer models download $(MODELS)

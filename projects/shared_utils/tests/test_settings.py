@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from shared_utils.errors import InvalidSettingError
@@ -29,6 +30,27 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXAMPLE_COUNT", "many")
     with pytest.raises(InvalidSettingError, match=r"^EXAMPLE_COUNT: "):
         read_settings(ExampleSettings)
+
+
+class NamedSettings(ProjectSettings):
+    model_config = SettingsConfigDict(env_prefix="EXAMPLE_", populate_by_name=True)
+
+    n_shared: int = Field(1, validation_alias="SHARED_NUMBER")
+    limits: tuple[int, ...] = ()
+
+
+def test_a_variable_with_a_name_of_its_own_is_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARED_NUMBER", "many")
+    monkeypatch.setenv("EXAMPLE_LIMITS", "[1, 2.5]")
+    with pytest.raises(InvalidSettingError) as raised:
+        read_settings(NamedSettings)
+    first, second = raised.value.problems
+    assert first.startswith("SHARED_NUMBER: Input should be")
+    assert second.startswith("EXAMPLE_LIMITS: 1: Input should be")
+    assert "many" not in str(raised.value)
+    monkeypatch.setenv("SHARED_NUMBER", "3")
+    monkeypatch.delenv("EXAMPLE_LIMITS")
+    assert read_settings(NamedSettings).n_shared == 3
 
 
 def test_settings_do_not_swallow_misspelt_arguments() -> None:

@@ -13,13 +13,14 @@
 | POSE_VIDEO_QUOTA_BYTES | all stored videos together |
 | POSE_STORE_FRAMES | whether live streams are written to the database |
 | POSE_SPILL_BYTES | frames kept on disk while the database is away |
+| POSE_LOCAL_WORKERS | workers for recorded videos that the service starts beside itself |
 """
 
 from pathlib import Path
 from typing import Final
 
 import platformdirs
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from pose_analyzer.settings import CHECKOUT_DIR
@@ -59,3 +60,17 @@ class StorageSettings(ProjectSettings):
 
     store_frames: bool = True
     spill_bytes: PositiveInt = 512 * BYTES_PER_MIB
+
+    local_workers: NonNegativeInt = 1
+
+    def as_environment(self) -> dict[str, str]:
+        """The same settings as variables, for processes that are started from this one."""
+        variables: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is not None:
+                alias = field.validation_alias
+                variable = alias if isinstance(alias, str) else f"POSE_{name.upper()}"
+                secret = isinstance(value, SecretStr)
+                variables[variable] = value.get_secret_value() if secret else str(value)
+        return variables

@@ -30,16 +30,22 @@ def read_settings(kind: type[SettingsT]) -> SettingsT:
     InvalidSettingError
         Names each variable that is wrong and what it should be.
     """
-    prefix = kind.model_config.get("env_prefix", "")
     try:
         return kind()
     except ValidationError as error:
-        raise InvalidSettingError(
-            tuple(
-                f"{prefix}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
-                for problem in error.errors()
-            )
-        ) from error
+        # What was wrong may be a secret: neither values nor the error that quotes them go on.
+        problems = tuple(_told(kind, each["loc"], each["msg"]) for each in error.errors())
+        raise InvalidSettingError(problems) from None
+
+
+def _told(kind: type[ProjectSettings], location: tuple[int | str, ...], message: str) -> str:
+    """One problem, under the name of the variable that has it."""
+    named = {field.validation_alias for field in kind.model_fields.values()}
+    first, *within = map(str, location)
+    variable = (
+        first if first in named else f"{kind.model_config.get('env_prefix', '')}{first.upper()}"
+    )
+    return ": ".join((variable, *within, message))
 
 
 def _split_search_path(value: object) -> object:

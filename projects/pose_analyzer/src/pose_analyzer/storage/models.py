@@ -198,6 +198,14 @@ class RepetitionRow(Base):
     depth: Mapped[float]
     ranges: Mapped[list[Any]]
     """Extremes of each angle: angle, min_deg, max_deg, trusted."""
+    yaw_deg: Mapped[float | None]
+    """From where it was seen; null unknown or not judged."""
+    accepted: Mapped[bool] = mapped_column(default=False)
+    """Good enough to learn the person's own way from."""
+    reference: Mapped[str | None]
+    """What it was compared with."""
+    reference_mode: Mapped[str | None]
+    """``personal`` or ``general``."""
     score: Mapped[float | None]
     components: Mapped[dict[str, Any]]
     losses: Mapped[list[Any]]
@@ -295,6 +303,8 @@ class VideoAnalysisJob(Base):
     video_duration_seconds: Mapped[float]
     attempts: Mapped[int] = mapped_column(default=0)
     """Of putting the results together."""
+    n_lost: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended with their worker."""
     lease_owner: Mapped[uuid.UUID | None] = mapped_column(Uuid)
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
@@ -325,6 +335,8 @@ class VideoAnalysisChunk(Base):
         _stored_as_text(VideoAnalysisChunkStatus), default=VideoAnalysisChunkStatus.QUEUED
     )
     attempts: Mapped[int] = mapped_column(default=0)
+    n_lost: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended with their worker: no report came before the lease ran out."""
     lease_owner: Mapped[uuid.UUID | None] = mapped_column(Uuid)
     """Who may complete it; a worker whose lease was taken over no longer stands here."""
     lease_until: Mapped[datetime | None]
