@@ -1,5 +1,6 @@
 """The client reads what the service writes."""
 
+import dataclasses
 import math
 
 import msgspec
@@ -19,6 +20,7 @@ from pose_analyzer.form_types import (
     Reason,
     ReferenceUsed,
 )
+from pose_analyzer.live_form import LiveForm
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.stream_types import Encoding, StreamState
 from pose_analyzer.types import JointAngles, PersonFrame, Phase, Repetition, View
@@ -153,7 +155,7 @@ def test_what_is_not_known_is_nan_or_none(encoding):
 @pytest.mark.parametrize("encoding", list(Encoding))
 def test_form_arrives(encoding):
     loss = PointLoss(
-        Component.TEMPO, 2.5, 3, Phase.BOTTOM, "body", 0.8, "s", 1.0, 0.5, 1.5, "tempo.slower"
+        Component.TEMPO, 2.5, 3, Phase.BOTTOM, "body", 0.8, "s", 1.0, 0.5, 1.5, "tempo.slower", 12
     )
     score = FormScore(
         97.5,
@@ -180,6 +182,18 @@ def test_form_arrives(encoding):
     assert form.cannot_judge == {"left_knee": "view"}
     assert form.anomaly is None
     assert (form.cue.text, form.cue.time_s) == ("Heels down.", 2.0)
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_form_within_a_repetition_arrives(encoding):
+    now = LiveForm(0.25, 81.5, "left_knee_sideways", -0.06, "body_ratio", 2.5)
+    people = [
+        service.Person.of(person_frame(), repetition(), now=now),
+        service.Person.of(person_frame(), repetition()),
+    ]
+    told, silent = Result.of(result_of(people, encoding), NAMES).people
+    assert dataclasses.asdict(told.form_now) == dataclasses.asdict(now)
+    assert silent.form_now is None
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))

@@ -108,12 +108,16 @@ class FakeDetector:
         self._people = people
         self.times_s: list[float] = []
         self.shapes: list[tuple[int, ...]] = []
+        self.n_restarts = 0
         self.closed = False
 
     def detect(self, images_bgr, times_s=None):
         self.times_s += times_s
         self.shapes += [image.shape for image in images_bgr]
         return [self._people(time_s) for time_s in times_s]
+
+    def restart(self):
+        self.n_restarts += 1
 
     def close(self):
         self.closed = True

@@ -1,5 +1,6 @@
 """A detector and an analysis whose answers tests give themselves, and a clock that obeys."""
 
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -13,6 +14,7 @@ from pose_analyzer.stream_types import (
     FrameOutcome,
     FramePoses,
     StreamFrame,
+    StreamOptions,
     StreamState,
 )
 from pose_analyzer.types import Pose
@@ -94,10 +96,21 @@ class FakeAnalysis:
         self.n_sends = 0
         self.rehearsed: list[str] = []
         self.pending: list[Future[AnalysedFrame]] = []
+        self.last: dict[str, Future[bytes]] = {}
+        """Answers to `end` for streams with rows; tests resolve them."""
         self.closed = False
 
-    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
+    def open(
+        self,
+        stream_id: str,
+        exercise: str,
+        form: FormChoice = NO_CHOICE,
+        *,
+        with_rows: bool = False,
+    ) -> None:
         self.open_streams[stream_id] = exercise
+        if with_rows:
+            self.last[stream_id] = Future()
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         self.open_streams[stream_id] = exercise
@@ -128,11 +141,40 @@ class FakeAnalysis:
     def has_room(self, stream_id: str) -> bool:
         return stream_id not in self.full
 
-    def end(self, stream_id: str) -> None:
+    def end(self, stream_id: str) -> "Future[bytes] | None":
         del self.open_streams[stream_id]
+        return self.last.get(stream_id)
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeRecording:
+    """Implements `ports.StreamRecording`; keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.session_id = uuid.uuid4()
+        self.frames: list[int] = []
+        self.closed_with: bytes | None = None
+
+    def add(self, frame: StreamFrame, analysed: AnalysedFrame) -> None:
+        assert self.closed_with is None
+        self.frames.append(frame.index)
+
+    def close(self, last: bytes) -> None:
+        assert self.closed_with is None
+        self.closed_with = last
+
+
+class FakeRecorder:
+    """Implements `ports.StreamRecorder`."""
+
+    def __init__(self) -> None:
+        self.recordings: list[FakeRecording] = []
+
+    def begin(self, stream_id: str, options: StreamOptions, detector: str) -> FakeRecording:
+        self.recordings.append(FakeRecording())
+        return self.recordings[-1]
 
 
 class FakeSink:

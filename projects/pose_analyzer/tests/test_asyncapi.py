@@ -11,6 +11,7 @@ import pytest
 
 from pose_analyzer import wire
 from pose_analyzer.api.asyncapi import asyncapi_document
+from pose_analyzer.live_form import LiveForm
 from pose_analyzer.stream_types import Encoding, StreamState
 
 from .builders import person_frame, repetition
@@ -44,6 +45,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             target = target[key]
 
 
+NOW = LiveForm(0.5, 90.0, "left_knee", -12.0, "deg", 2.2)
 MESSAGES = [
     wire.Ready(
         stream_id="a",
@@ -62,7 +64,7 @@ MESSAGES = [
         width_px=640,
         height_px=480,
         people=msgspec.Raw(
-            wire.encode([wire.Person.of(person_frame(), repetition())], Encoding.JSON)
+            wire.encode([wire.Person.of(person_frame(), repetition(), now=NOW)], Encoding.JSON)
         ),
         timing=wire.Timing(queue_s=0.0, decode_s=0.0, infer_s=0.0, postprocess_s=0.0),
         dropped={"stale": 1},

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,12 @@ from pose_analyzer.cli.analyze import (
     people_table,
 )
 from pose_analyzer.cli.demo import ROOF
-from pose_analyzer.errors import BackendFailedError, ModelUnavailableError
+from pose_analyzer.errors import (
+    BackendFailedError,
+    ModelUnavailableError,
+    VoiceUnavailableError,
+)
+from pose_analyzer.rendering import voices
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
 from pose_analyzer.types import SourceInfo
@@ -110,6 +116,10 @@ def analyze(runner, video, out, *options):
     return runner.invoke(app, ["analyze", str(video), "--out", str(out), *options])
 
 
+def unavailable():
+    raise VoiceUnavailableError("eSpeak NG", voices.INSTALL)
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
@@ -133,6 +143,65 @@ class TestAnalyze:
         (detector,) = factory.made
         assert detector.closed
         assert factory.asked[0][1]["mode"] == "video"
+
+    def test_pictures_of_the_video_are_in_the_report_unless_unwanted(
+        self, runner, factory, video, out, tmp_path
+    ):
+        assert analyze(runner, video, out).exit_code == 0
+        assert analyze(runner, video, tmp_path / "plain", "--no-photos").exit_code == 0
+        photographed, plain = (
+            (folder / "report.html").read_text(encoding="utf-8")
+            for folder in (out, tmp_path / "plain")
+        )
+        assert "data:image/jpeg" in photographed
+        assert "data:image/jpeg" not in plain
+
+    def test_cues_are_spoken_into_a_file_and_the_overlay(
+        self, runner, factory, video, out, monkeypatch
+    ):
+        asked = []
+
+        class Beeper:
+            rate_hz = 8000
+
+            def __init__(self, name):
+                asked.append(name)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+            def say(self, text):
+                return np.full(len(text) * 400, 12_000, np.int16)
+
+        monkeypatch.setattr(analysis_module, "EspeakVoice", Beeper)
+        result = analyze(runner, video, out, "--speak", "--language", "de")
+        assert result.exit_code == 0, result.output
+        assert names(out) == ALL_FILES | {"speech.wav"}
+        assert str(out / "speech.wav") in result.stdout
+        assert "silent" in result.stdout
+        with av.open(str(out / "overlay.mp4")) as container:
+            assert len(container.streams.audio) == len(container.streams.video) == 1
+        n_pictures = len(list(open_source(out / "overlay.mp4").frames()))
+        assert n_pictures == DURATION_S * FPS
+        with wave.open(str(out / "speech.wav")) as file:
+            assert file.getnframes() == pytest.approx(DURATION_S * 8000, rel=0.1)
+        assert analyze(runner, video, out, "--speak", "--voice", "en+f3").exit_code == 0
+        assert asked == ["de", "en+f3"]
+
+    def test_no_voice_is_found_out_before_the_work(self, runner, factory, video, out, monkeypatch):
+        monkeypatch.setattr(voices, "_espeak", unavailable)
+        result = analyze(runner, video, out, "--speak")
+        assert (result.exit_code, names(out)) == (1, set())
+        assert "pose-analyzer[speech]" in result.stderr
+        assert not factory.made
+
+    def test_a_voice_that_is_not_to_speak(self, runner, factory, video, out):
+        result = analyze(runner, video, out, "--voice", "en")
+        assert (result.exit_code, names(out)) == (2, set())
+        assert "--speak" in result.output
 
     def test_results_go_beside_where_it_was_started(
         self, runner, factory, video, tmp_path, monkeypatch

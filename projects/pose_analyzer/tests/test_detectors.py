@@ -14,12 +14,13 @@ from pose_analyzer.backends import (
     DETECTOR_NAMES,
     OnnxBackend,
     check_detector,
+    create_chunk_detector,
     create_detector,
     export_onnx,
     factory,
 )
 from pose_analyzer.errors import BackendFailedError, ModelUnavailableError, UnknownNameError
-from pose_analyzer.ports import PoseDetector
+from pose_analyzer.ports import ChunkDetector, PoseDetector
 from pose_analyzer.pose_detector import YOLOPoseDetector
 from pose_analyzer.settings import Settings
 
@@ -235,6 +236,31 @@ def test_network_of_one_size_and_batch(no_models: Settings, tmp_path: Path) -> N
     assert detector.name == "fixed"
     assert [len(found) for found in people] == [1, 1, 1]
     np.testing.assert_allclose(people[2][0].box_px, [540, 160, 740, 560], atol=1e-3)
+
+
+def test_detectors_for_chunks_can_be_told_to_forget(no_models: Settings, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "person.onnx", ["n", 3, "h", "w"], [1, 56, 21])
+    detector = create_chunk_detector(str(path), no_models)
+    assert isinstance(detector, ChunkDetector)
+    image = np.full((48, 64, 3), 100, np.uint8)
+    [first], _ = detector.detect([image], [3.0]), detector.restart()
+    [again] = detector.detect([image], [0.0])
+    np.testing.assert_array_equal(first[0].keypoints_px, again[0].keypoints_px)
+    detector.close()
+    with pytest.raises(UnknownNameError):
+        create_chunk_detector("openpose", no_models)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["mediapipe", "mediapipe-lite"])
+def test_mediapipe_for_chunks_forgets_at_fixed_times(name: str, data_settings: Settings) -> None:
+    detector = create_chunk_detector(name, data_settings)
+    assert isinstance(detector, ChunkDetector)
+    images = pictures_without_people()[1:2] * 3
+    assert detector.detect(images, [4.9, 5.0, 5.1]) == [[], [], []]
+    detector.restart()
+    assert detector.detect(images[:1], [0.3]) == [[]]
+    detector.close()
 
 
 class TestNames:

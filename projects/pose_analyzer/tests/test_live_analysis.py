@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from pose_analyzer import wire
 from pose_analyzer.errors import BackendFailedError, UnknownNameError
 from pose_analyzer.form_session import repetitions
+from pose_analyzer.frame_rows import unpack_rows
 from pose_analyzer.live_analysis import LocalAnalysis, ProcessAnalysis, messages, process_group
+from pose_analyzer.session_records import read_repetitions
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import Pose
@@ -129,6 +131,43 @@ def test_a_backlog_is_told_until_it_is_answered(processes):
         future.result(WAIT_S)
     assert analysis.has_room(stream_id)
     analysis.end(stream_id)
+
+
+def test_rows_and_repetitions_come_beside_the_same_answers(analysis):
+    plain, kept = new_id(), new_id()
+    analysis.open(plain, "squat")
+    analysis.open(kept, "squat", with_rows=True)
+    without, answers = follow(analysis, plain, frames()), follow(analysis, kept, frames())
+    assert [one.people for one in answers] == [one.people for one in without]
+    assert {one.rows + one.repetitions for one in without} == {b""}
+    assert analysis.end(plain) is None
+    for answer in answers:
+        rows = unpack_rows(answer.rows)
+        people = people_in(answer)
+        assert [one.track_id for one in people] == rows["track_id"].tolist()
+        for row, person in zip(rows, people, strict=True):
+            points = np.array(person.keypoints_px, dtype=np.float32)
+            np.testing.assert_array_equal(row["keypoints"][:, :2], points)
+            trusted = np.where(person.angles.trusted, person.angles.values_deg, np.nan)
+            np.testing.assert_array_equal(row["angles"], trusted.astype(np.float32))
+    told = [one for answer in answers for one in read_repetitions(answer.repetitions)]
+    told += read_repetitions(analysis.end(kept).result(WAIT_S))
+    assert [one.number for one in told] == [1, 2]
+    last = people_in(answers[-1])[0].last_repetition
+    assert (told[-1].number, told[-1].end_s) == (last.number, last.end_s)
+
+
+def test_a_change_of_exercise_loses_no_repetition(analysis):
+    stream_id = new_id()
+    analysis.open(stream_id, "squat", with_rows=True)
+    answers = []
+    for frame in frames(6.0):
+        if frame[0] in (round(2.6 * FPS), round(4.55 * FPS)):
+            analysis.change_exercise(stream_id, "squat")
+        answers += follow(analysis, stream_id, [frame])
+    told = [one for answer in answers for one in read_repetitions(answer.repetitions)]
+    told += read_repetitions(analysis.end(stream_id).result(WAIT_S))
+    assert [(one.count, one.number) for one in told] == [(0, 1), (1, 1)]
 
 
 def people_in(answer) -> list[wire.Person]:

@@ -1,24 +1,26 @@
 """The same frames give the same numbers, sent live or read from a file."""
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import av
 import msgspec
 import numpy as np
 import pytest
 
-from pose_analyzer import wire
+from pose_analyzer import video_processor, wire
 from pose_analyzer.api.main import create_app
 from pose_analyzer.backends import create_detector
 from pose_analyzer.backends.cpu_pipeline import CpuFramePipeline
 from pose_analyzer.exercises import load_exercises, select_exercises
 from pose_analyzer.form_library import folders_of, load_form_library
 from pose_analyzer.form_types import FormChoice, FormUpdate
+from pose_analyzer.live_form import LiveForm
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources import open_source
-from pose_analyzer.stream_analyzer import AnalysisConfig
+from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.stream_types import Encoding
 from pose_analyzer.types import PersonFrame, VideoAnalysis
 from pose_analyzer.ultralytics_library import ultralytics_installed
@@ -47,20 +49,33 @@ def config_of(exercise: str, **changes: object) -> AnalysisConfig:
     return AnalysisConfig(chosen, judge=LIBRARY.judge_config(chosen, FormChoice()), **changes)
 
 
-Seen = list[tuple[list[PersonFrame], dict[int, FormUpdate]]]
+Now = dict[int, LiveForm | None]
+Seen = list[tuple[list[PersonFrame], dict[int, FormUpdate], Now]]
+
+
+class Watched(StreamAnalyzer):
+    """Can be asked for what the recorded path does not hand out."""
+
+    latest: "Watched"
+
+    def __init__(self, detector, config: AnalysisConfig) -> None:
+        super().__init__(detector, config)
+        Watched.latest = self
 
 
 def recorded(source, detector, config: AnalysisConfig) -> tuple[VideoAnalysis, Seen]:
     """The same frames on the recorded path: analysis, everybody in each frame, their form."""
     people: Seen = []
     forms: dict[int, FormUpdate] = {}
-    analysis = process_video(
-        source,
-        detector,
-        config,
-        lambda _, seen: people.append((list(seen), dict(forms))),
-        lambda form: forms.update({form.track_id: form}),
-    )
+
+    def on_frame(_, seen) -> None:
+        now = {one.track_id: Watched.latest.form_now(one.track_id) for one in seen}
+        people.append((list(seen), dict(forms), now))
+
+    with mock.patch.object(video_processor, "StreamAnalyzer", Watched):
+        analysis = process_video(
+            source, detector, config, on_frame, lambda form: forms.update({form.track_id: form})
+        )
     return analysis, people
 
 
@@ -74,7 +89,7 @@ def form_of(form: FormUpdate | None) -> object:
 def assert_equal(answers: list[dict], people: Seen) -> None:
     """Live answers are the recorded ones to the last bit."""
     assert len(answers) == len(people)
-    for answer, (seen, forms) in zip(answers, people, strict=True):
+    for answer, (seen, forms, now) in zip(answers, people, strict=True):
         assert [one["track_id"] for one in answer["people"]] == [one.track_id for one in seen]
         for live_one, one in zip(answer["people"], seen, strict=True):
             angles = live_one["angles"]
@@ -87,6 +102,9 @@ def assert_equal(answers: list[dict], people: Seen) -> None:
             form = form_of(forms.get(one.track_id))
             # What the service read itself came as JSON, whose null is also that of a number.
             np.testing.assert_equal(with_nan(live_one["form"]), with_nan(form))
+            followed = now[one.track_id]
+            followed = None if followed is None else asdict(followed)
+            np.testing.assert_equal(with_nan(live_one["form_now"]), with_nan(followed))
 
 
 def test_live_equals_recorded() -> None:
@@ -99,6 +117,9 @@ def test_live_equals_recorded() -> None:
         answers = stream_of(live, "pose.v1.msgpack", frames, exercise="auto")
     assert_equal(answers, people)
     assert len(analysis.people[0].repetitions) == answers[-1]["people"][0]["n_repetitions"] == 3
+    followed = [answer["people"][0]["form_now"] for answer in answers]
+    assert followed[-1] is None
+    assert {round(now["phase"], 1) for now in followed if now} >= {0.2, 0.8}
     form = answers[-1]["people"][0]["form"]
     assert form["repetition"] > 1
     assert form["reference"] is not None

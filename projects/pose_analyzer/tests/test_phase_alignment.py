@@ -42,18 +42,21 @@ def test_unknown_signals_are_left_out():
     assert np.isnan(nothing.distance)
 
 
+KNOWN = np.ones((2, 2), dtype=bool)
+
+
 @pytest.mark.parametrize("n_frames", [15, 40, 90])
 def test_live_frames_find_their_phase(n_frames):
     state, found = PhaseState(), []
     shown = np.linspace(0.0, 24.0, n_frames)
     for row in rows_at(COURSE, shown):
-        state, phase = advance(COURSE, state, row, np.array([True, True]))
-        found.append(phase)
-    assert np.abs(np.array(found) - shown).max() < 2.0
+        state, phases = advance(COURSE, state, np.stack([row, row]), KNOWN)
+        found.append(phases)
+    assert np.abs(np.array(found) - shown[:, None]).max() < 2.0
 
 
 def test_a_frame_that_shows_nothing_changes_nothing():
-    state, _ = advance(COURSE, PhaseState(), COURSE[0], np.array([True, True]))
-    after, phase = advance(COURSE, state, np.full(2, np.nan), np.array([True, True]))
-    assert phase is None
+    state, _ = advance(COURSE, PhaseState(), COURSE[:2], KNOWN)
+    after, phases = advance(COURSE, state, COURSE[:2], KNOWN & [[True], [False]])
+    assert phases is None
     assert after is state

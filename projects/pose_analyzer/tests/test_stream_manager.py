@@ -9,7 +9,12 @@ import msgspec
 import pytest
 
 from pose_analyzer.admission import AdmissionConfig
-from pose_analyzer.errors import ModelUnavailableError, NoCapacityError, UnknownStreamError
+from pose_analyzer.errors import (
+    BackendFailedError,
+    ModelUnavailableError,
+    NoCapacityError,
+    UnknownStreamError,
+)
 from pose_analyzer.live_stream import MAX_UNSENT, LiveStream
 from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.ports import FrameReceiver
@@ -19,10 +24,17 @@ from pose_analyzer.stream_manager import (
     Source,
     StreamManager,
 )
-from pose_analyzer.stream_types import DropCause, StreamOptions, StreamState
+from pose_analyzer.stream_types import AnalysedFrame, DropCause, StreamOptions, StreamState
 from pose_analyzer.vram_governor import VramReading
 
-from .live_fakes import CountingMetrics, FakeAnalysis, FakeClock, FakePipeline, FakeSink
+from .live_fakes import (
+    CountingMetrics,
+    FakeAnalysis,
+    FakeClock,
+    FakePipeline,
+    FakeRecorder,
+    FakeSink,
+)
 
 OPTIONS = StreamOptions(exercise="squat", detector="fake")
 GIB = 1 << 30
@@ -125,6 +137,38 @@ async def test_a_stream_left_alone_ends_after_the_grace_time() -> None:
         it.manager.get(stream.stream_id)
     assert it.analysis.open_streams == {}
     assert it.pipeline.forgotten == [stream.stream_id]
+
+
+async def test_what_a_stream_shows_is_kept_to_its_last_frame() -> None:
+    it, recorder = rig(max_batch=1, n_stages=3, per_stream=3), FakeRecorder()
+    it.manager.record_with(recorder)
+    stream = await it.manager.start(OPTIONS)
+    (recording,) = recorder.recordings
+    assert stream.session_id == recording.session_id
+    it.analysis.held = True
+    for time_s in (0.1, 0.2, 0.3):
+        it.manager.offer(stream, b"picture", time_s)
+        it.pipeline.finish()
+        await it.settle()
+    it.analysis.pending[0].set_result(AnalysedFrame(b"[]", 0, 0, 0.0))
+    await it.settle()
+    it.manager.end(stream.stream_id, "enough")
+    it.analysis.pending[1].set_result(AnalysedFrame(b"[]", 0, 0, 0.0))
+    it.analysis.pending[2].set_exception(BackendFailedError("analysis", "gone"))
+    it.analysis.last[stream.stream_id].set_result(b"the last")
+    await it.settle()
+    assert recording.frames == [0, 1]
+    assert recording.closed_with == b"the last"
+
+
+async def test_a_recording_is_closed_although_the_analysis_has_died() -> None:
+    it, recorder = rig(), FakeRecorder()
+    it.manager.record_with(recorder)
+    stream = await it.manager.start(OPTIONS)
+    it.manager.end_all()
+    it.analysis.last[stream.stream_id].set_exception(BackendFailedError("analysis", "gone"))
+    await it.manager.close()
+    assert recorder.recordings[0].closed_with == b""
 
 
 async def test_a_stream_with_a_listener_stays() -> None:

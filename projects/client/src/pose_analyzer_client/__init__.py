@@ -20,6 +20,7 @@ from pose_analyzer_client.errors import (
     RequestRefusedError,
     ServiceUnreachableError,
     SlowReaderError,
+    StoreUnreachableError,
     StreamClosedError,
     StreamEndedError,
     StreamPausedError,
@@ -49,6 +50,7 @@ from pose_analyzer_client.results import (
     Detection,
     Fault,
     Form,
+    FormNow,
     Loss,
     Person,
     Repetition,
@@ -57,7 +59,8 @@ from pose_analyzer_client.results import (
     Timing,
 )
 from pose_analyzer_client.statistics import Statistics
-from pose_analyzer_client.wire import StreamInfo
+from pose_analyzer_client.uploads import OnProgress, UploadProgress, VideoOptions
+from pose_analyzer_client.wire import StreamInfo, Video
 
 __all__ = [
     "Angle",
@@ -77,6 +80,7 @@ __all__ = [
     "Event",
     "Fault",
     "Form",
+    "FormNow",
     "FrameDroppedError",
     "FrameLostError",
     "FrameRefusedError",
@@ -85,6 +89,7 @@ __all__ = [
     "InvalidAddressError",
     "Loss",
     "NoCapacityError",
+    "OnProgress",
     "Person",
     "Picture",
     "PoseAnalyzerClient",
@@ -100,6 +105,7 @@ __all__ = [
     "SlowReaderError",
     "StateChanged",
     "Statistics",
+    "StoreUnreachableError",
     "StreamClosedError",
     "StreamEndedError",
     "StreamInfo",
@@ -113,4 +119,7 @@ __all__ = [
     "UndecodableFramesError",
     "UnreadableImageError",
     "UnreadableVideoError",
+    "UploadProgress",
+    "Video",
+    "VideoOptions",
 ]

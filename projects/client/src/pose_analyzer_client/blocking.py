@@ -14,7 +14,8 @@ from pose_analyzer_client.images import Picture
 from pose_analyzer_client.options import ClientOptions, StreamOptions
 from pose_analyzer_client.results import Detection, Result, ResultPage
 from pose_analyzer_client.statistics import Statistics
-from pose_analyzer_client.wire import StreamInfo
+from pose_analyzer_client.uploads import OnProgress, VideoOptions
+from pose_analyzer_client.wire import StreamInfo, Video
 
 Answer = TypeVar("Answer")
 
@@ -115,6 +116,16 @@ class BlockingPoseAnalyzerClient:
     def detect_image(self, image: str | Path | bytes) -> Detection:
         """See `PoseAnalyzerClient.detect_image`."""
         return self._wait(self._client.detect_image(image))
+
+    def upload_video(
+        self,
+        path: str | Path,
+        video: VideoOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> Video:
+        """See `PoseAnalyzerClient.upload_video`."""
+        return self._wait(self._client.upload_video(path, video, on_progress=on_progress))
 
     def results(self, since: int = -1, limit: int = 100) -> ResultPage:
         """See `PoseAnalyzerClient.results`."""

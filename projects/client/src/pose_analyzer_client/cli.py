@@ -11,6 +11,7 @@ def main() -> None:
     """Run the command line."""
     try:
         demo = import_module("pose_analyzer_client.demo")
+        import_module("pose_analyzer_client.upload_command")
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise

@@ -17,9 +17,11 @@ from pose_analyzer_client.results import Detection, Result, ResultPage
 from pose_analyzer_client.session import ACTIVE, Session
 from pose_analyzer_client.statistics import Statistics, Tally
 from pose_analyzer_client.streaming import Way, ask, live_results, recorded_results
-from pose_analyzer_client.wire import StreamInfo
+from pose_analyzer_client.uploads import OnProgress, VideoOptions, VideoUpload
+from pose_analyzer_client.wire import StreamInfo, Video
 
 DEFAULT_ADDRESS = "ws://localhost:8001"
+AUTO = "auto"
 
 
 class PoseAnalyzerClient:
@@ -54,7 +56,7 @@ class PoseAnalyzerClient:
     def __init__(
         self,
         address: str = DEFAULT_ADDRESS,
-        exercise: str = "auto",
+        exercise: str = AUTO,
         detector: str | None = None,
         *,
         stream: StreamOptions | None = None,
@@ -239,6 +241,55 @@ class PoseAnalyzerClient:
         """
         content = Path(image) if isinstance(image, str) else image
         return await self._rest.detect_image(content, self._request.detector)
+
+    async def upload_video(
+        self,
+        path: str | Path,
+        video: VideoOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> Video:
+        """Send a recorded video to be analysed, without any stream.
+
+        It goes in parts, each of which is tried again after errors that may pass. If it fails
+        nevertheless, call again: parts that have arrived are not sent anew.
+
+        Parameters
+        ----------
+        path
+            A video file.
+        video
+            What is told of it, and how it is to be analysed.
+        on_progress
+            Called on the event loop while it is read and sent.
+
+        Returns
+        -------
+        Video
+            As stored; `job_id` is that of its analysis.
+
+        Raises
+        ------
+        RequestRefusedError
+            The service does not take it, and why: no video, too large, over quota.
+        ServiceUnreachableError, StoreUnreachableError
+            Service or S3 did not answer any more.
+        UnreadableVideoError
+            There is no such file.
+        """
+        told = {
+            "exercise": None if self._request.exercise == AUTO else self._request.exercise,
+            "detector": self._request.detector,
+        }
+        upload = VideoUpload(
+            self._rest,
+            Path(path),
+            told,
+            video or VideoOptions(),
+            self._options.reconnect,
+            on_progress,
+        )
+        return await upload.run()
 
     async def results(self, since: int = -1, limit: int = 100) -> ResultPage:
         """Recent answers of this stream after frame `since`, oldest first."""

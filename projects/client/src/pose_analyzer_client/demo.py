@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -119,14 +119,19 @@ def demo(
 
             summary = asyncio.run(play(job, info, show, tell))
     except PoseAnalyzerClientError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
-        unusable = isinstance(error, InvalidAddressError | UnreadableVideoError)
-        raise typer.Exit(_UNUSABLE if unusable else _FAILED) from error
+        fail(error)
     rate_hz = summary.statistics.n_answered / summary.elapsed_s
     for person in summary.people:
         console.print(describe_person(person))
     console.print(describe_statistics(summary.statistics), soft_wrap=True)
     console.print(f"{summary.elapsed_s:.1f} s, {rate_hz:.1f} frames/s")
+
+
+def fail(error: PoseAnalyzerClientError) -> NoReturn:
+    """Tell the error and end the command."""
+    print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
+    unusable = isinstance(error, InvalidAddressError | UnreadableVideoError)
+    raise typer.Exit(_UNUSABLE if unusable else _FAILED) from error
 
 
 async def play(

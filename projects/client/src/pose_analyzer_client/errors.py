@@ -32,6 +32,18 @@ class ServiceUnreachableError(PoseAnalyzerClientError):
         self.reason = reason
 
 
+class StoreUnreachableError(PoseAnalyzerClientError):
+    """The service keeps videos at a place this client cannot reach."""
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(
+            f"The service keeps videos at {host}, which cannot be reached from here ({reason}). "
+            "Send them through the service: VideoOptions(direct=False), or --through-service."
+        )
+        self.host = host
+        self.reason = reason
+
+
 class RequestRefusedError(PoseAnalyzerClientError):
     """The service understood a request and refused it."""
 

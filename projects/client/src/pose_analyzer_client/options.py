@@ -60,6 +60,8 @@ class ClientOptions:
     start_timeout_s: float = 60.0
     """For the start of a stream and for `detect_image`: the service may first have to load its
     detector, or to fetch the model."""
+    completion_timeout_s: float = 600.0
+    """For the service to put an uploaded video together and look at it."""
     capacity_wait_s: float = 0.0
     """How long to wait and ask again when the service has no room for the stream."""
     reconnect: ReconnectPolicy = field(default_factory=ReconnectPolicy)

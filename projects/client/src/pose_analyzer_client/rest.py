@@ -1,8 +1,10 @@
 """The service's requests that need no stream to be open."""
 
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -15,6 +17,7 @@ from pose_analyzer_client.errors import (
     ProtocolViolationError,
     RequestRefusedError,
     ServiceUnreachableError,
+    StoreUnreachableError,
     UnreadableImageError,
 )
 from pose_analyzer_client.options import ClientOptions, StreamRequest
@@ -48,6 +51,9 @@ class RestClient:
         self._http = httpx2.AsyncClient(timeout=options.connect_timeout_s)
         self._start_timeout = httpx2.Timeout(
             options.connect_timeout_s, read=options.start_timeout_s
+        )
+        self._completion_timeout = httpx2.Timeout(
+            options.connect_timeout_s, read=options.completion_timeout_s
         )
 
     async def aclose(self) -> None:
@@ -92,6 +98,39 @@ class RestClient:
     async def delete(self, stream_id: str) -> None:
         """End a stream."""
         await self._request("DELETE", f"/stream/{stream_id}")
+
+    async def announce_video(self, announcement: dict[str, Any]) -> wire.Video:
+        """Begin an upload in parts."""
+        return _decoded(await self._request("POST", "/videos", json=announcement), wire.Video)
+
+    async def videos(self, wanted: dict[str, str]) -> tuple[wire.Video, ...]:
+        """Videos of which these things are true, the latest first."""
+        return _decoded(await self._request("GET", "/videos", params=wanted), wire.VideoList).videos
+
+    async def video(self, video_id: str) -> wire.Video:
+        """One video."""
+        return _decoded(await self._request("GET", f"/videos/{video_id}"), wire.Video)
+
+    async def complete_video(self, video_id: str, asked: dict[str, Any]) -> wire.Video:
+        """Have an upload put together and analysed."""
+        path = f"/videos/{video_id}/complete"
+        answer = await self._request("POST", path, json=asked, timeout=self._completion_timeout)
+        return _decoded(answer, wire.Video)
+
+    async def put(self, url: str, pieces: AsyncIterator[bytes], size_bytes: int) -> None:
+        """Send bytes to an absolute address, or to a path of the service."""
+        # S3 wants to know the size beforehand.
+        headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
+        if url.startswith("/"):
+            await self._request("PUT", url, content=pieces, headers=headers)
+            return
+        try:
+            answer = await self._http.put(url, content=pieces, headers=headers)
+        except httpx2.TransportError as error:
+            host = urlsplit(url).netloc
+            raise StoreUnreachableError(host, _reason(error)) from error
+        if not answer.is_success:
+            raise RequestRefusedError(answer.status_code, "s3", answer.reason_phrase)
 
     async def _request(self, method: str, path: str, **content: Any) -> httpx2.Response:  # noqa: ANN401 - handed on
         try:

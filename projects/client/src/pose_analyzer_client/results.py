@@ -170,7 +170,31 @@ class Form:
         )
 
 
-def _known(told: wire.Loss | wire.Fault | wire.Cue) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class FormNow:
+    """How one frame compares with the reference, within the repetition under way."""
+
+    phase: float
+    """0 at the start of the repetition, 1 at its end."""
+    score: float
+    """0..100: what the repetition so far is worth, by its deviation; an estimate."""
+    joint: str
+    """What is off most in this frame, such as ``left_knee`` or ``left_knee_sideways``."""
+    amount: float
+    """What it has more than the reference, in `unit`."""
+    unit: str
+    """``deg`` or ``body_ratio``."""
+    sd: float
+    """The same in standard deviations of correct repetitions, without sign; worth showing from
+    about 2; 6 at most."""
+
+    @classmethod
+    def of(cls, told: wire.FormNow) -> "FormNow":
+        """Copy what the service says."""
+        return cls(**_known(told))
+
+
+def _known(told: wire.Loss | wire.Fault | wire.Cue | wire.FormNow) -> dict[str, Any]:
     """Members by name; numbers stay unknown as NaN."""
     texts = {"side", "fault"}
     values = {name: getattr(told, name) for name in told.__struct_fields__}
@@ -248,6 +272,8 @@ class Person(DetectedPerson):
     last_repetition: Repetition | None
     form: Form | None
     """What was said of the latest repetition that is over; None before."""
+    form_now: FormNow | None
+    """Of the repetition under way; None between two, and where nothing can be judged."""
 
     @classmethod
     def of(cls, person: wire.Person, names: Names) -> "Person":
@@ -273,6 +299,7 @@ class Person(DetectedPerson):
             n_repetitions=person.n_repetitions,
             last_repetition=None if last is None else Repetition.of(last),
             form=None if person.form is None else Form.of(person.form),
+            form_now=None if person.form_now is None else FormNow.of(person.form_now),
         )
 
 

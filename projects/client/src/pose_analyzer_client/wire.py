@@ -86,6 +86,17 @@ class Form(msgspec.Struct, frozen=True):
     cue: Cue | None
 
 
+class FormNow(msgspec.Struct, frozen=True):
+    """How the frame compares with the reference, within the repetition under way."""
+
+    phase: float
+    score: Number
+    joint: str
+    amount: Number
+    unit: str
+    sd: Number
+
+
 class Person(msgspec.Struct, frozen=True):
     """One person in one frame."""
 
@@ -108,6 +119,8 @@ class Person(msgspec.Struct, frozen=True):
     last_repetition: Repetition | None
     form: Form | None = None
     """None also from services that do not judge form."""
+    form_now: FormNow | None = None
+    """None also from services that do not tell."""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -180,6 +193,8 @@ class StreamStarted(msgspec.Struct, frozen=True):
     exercise: str
     keypoint_names: tuple[str, ...]
     angle_names: tuple[str, ...]
+    session_id: str | None = None
+    """Under which the stream is kept; None where the service keeps nothing."""
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
@@ -215,6 +230,52 @@ class ResultPage(msgspec.Struct, frozen=True):
 
     results: list[Result]
     next: int
+
+
+class VideoPart(msgspec.Struct, frozen=True):
+    """One part of an upload."""
+
+    number: int
+    size_bytes: int
+    stored: bool
+    url: str | None
+    """Where it goes; None if it is there."""
+
+
+class VideoUpload(msgspec.Struct, frozen=True):
+    """What is there of an upload, and where the rest goes."""
+
+    part_bytes: int
+    parts: tuple[VideoPart, ...]
+
+    @property
+    def missing(self) -> tuple[VideoPart, ...]:
+        """Parts that are still to be sent."""
+        return tuple(part for part in self.parts if not part.stored)
+
+
+class Video(msgspec.Struct, frozen=True):
+    """An uploaded video as the service sees it."""
+
+    video_id: str
+    session_id: str
+    filename: str
+    state: str
+    """``uploading``, ``stored`` or ``refused``."""
+    size_bytes: int
+    sha256: str | None
+    duration_s: Number
+    athlete_id: str | None
+    job_id: str | None
+    """Of its analysis; None if nothing analyses it."""
+    upload: VideoUpload | None = None
+    """While it is being uploaded."""
+
+
+class VideoList(msgspec.Struct, frozen=True):
+    """Answer of ``GET /videos``."""
+
+    videos: tuple[Video, ...]
 
 
 class Problem(msgspec.Struct, frozen=True):

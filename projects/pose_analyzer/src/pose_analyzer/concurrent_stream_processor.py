@@ -256,6 +256,8 @@ class ConcurrentStreamProcessor:
         else:
             if not stream.ended:
                 self._answer(stream, asked, analysed)
+            if stream.recording is not None:
+                stream.recording.add(asked.frame, analysed)
         # Others may wait for the room this leaves, whatever became of it.
         if self._waiting:
             self.pump()

@@ -1,10 +1,17 @@
 """One live stream: its newest frame, its clock, what was dropped, who listens."""
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
+from uuid import UUID
 
+import structlog
+
+from pose_analyzer.errors import BackendFailedError
+from pose_analyzer.ports import StreamRecording
 from pose_analyzer.sampling import sampling_slot
 from pose_analyzer.stream_clock import StreamClock
 from pose_analyzer.stream_types import (
@@ -16,6 +23,8 @@ from pose_analyzer.stream_types import (
     StreamState,
 )
 from pose_analyzer.wire import State, encode
+
+log = structlog.get_logger()
 
 MAX_UNSENT: Final = 8
 """Answers a client has not read; with more, its frames wait and become stale."""
@@ -66,6 +75,8 @@ class LiveStream:
     lossless: bool
     """Frames wait for their turn instead of being replaced: a file read by the service."""
     n_results_kept: int
+    recording: StreamRecording | None = None
+    """Where what it shows is kept; None: it is not."""
     paused: bool = False
     shed: bool = False
     ended: bool = False
@@ -117,6 +128,11 @@ class LiveStream:
     def encoding(self) -> Encoding:
         """How answers are written now."""
         return Encoding.JSON if self.sink is None else self.sink.encoding
+
+    @property
+    def session_id(self) -> UUID | None:
+        """Under which it is kept; None: it is not."""
+        return None if self.recording is None else self.recording.session_id
 
     @property
     def unanswered(self) -> bool:
@@ -174,3 +190,22 @@ class LiveStream:
         """Say what the stream is doing now, and why."""
         self.reason = reason
         self.tell(State(state=self.state, reason=reason))
+
+
+async def end_recording(recording: StreamRecording, last: "Future[bytes] | None") -> None:
+    """Close a recording behind the frames that are still with the analysis.
+
+    Parameters
+    ----------
+    recording
+        Of a stream that has ended.
+    last
+        The repetitions not yet told, as `ports.LiveAnalysis.end` gives them.
+    """
+    told = b""
+    if last is not None:
+        try:
+            told = await asyncio.wrap_future(last)
+        except BackendFailedError as error:
+            log.warning("last_repetitions_lost", reason=error.reason)
+    recording.close(told)

@@ -1,16 +1,22 @@
 """Prometheus metrics of the service, in base units, with bounded labels."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pose_analyzer.storage.ingestion import IngestionStats
 from pose_analyzer.stream_types import DropCause, StreamState
 
 # From a model's time on a GPU to what nobody calls live any more.
@@ -65,6 +71,32 @@ class Histogram(Collector):
         yield family
 
 
+class IngestionCollector(Collector):
+    """How far rows of live streams are on their way to the database."""
+
+    def __init__(self, read: Callable[[], IngestionStats]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """What there is now."""
+        stats = self._read()
+        yield CounterMetricFamily(
+            "pose_store_rows_written", "Person-frames in the database.", stats.n_rows_written
+        )
+        dropped = CounterMetricFamily(
+            "pose_store_rows_dropped", "Person-frames given up, by cause.", labels=["cause"]
+        )
+        for cause, n_rows in stats.n_dropped.items():
+            dropped.add_metric([cause], n_rows)
+        yield dropped
+        for name, text, value in (
+            ("queued_records", "Records that wait in memory.", stats.n_queued),
+            ("spilled_bytes", "On disk while the database is away.", stats.n_spilled_bytes),
+            ("lag_seconds", "Age of the oldest record not in the database.", stats.lag_s),
+        ):
+            yield GaugeMetricFamily(f"pose_store_{name}", text, value)
+
+
 class PrometheusMetrics:
     """Implements `ports.StreamMetrics`; each instance has a registry of its own."""
 
@@ -117,6 +149,10 @@ class PrometheusMetrics:
             "pose_gpu_memory_total_bytes", "GPU memory there is.", registry=self.registry
         )
         ProcessCollector(registry=self.registry)
+
+    def watch_ingestion(self, read: Callable[[], IngestionStats]) -> None:
+        """Tell how rows get to the database, too."""
+        self.registry.register(IngestionCollector(read))
 
     def answered(self, stages_s: dict[str, float], total_s: float, n_new_repetitions: int) -> None:
         """One frame was answered; seconds by stage, and from received to answered."""

@@ -21,6 +21,7 @@ def _row_type(n_movements: int) -> np.dtype[np.void]:
             ("frame_index", np.int64),
             ("time_s", np.float64),
             ("detected", np.bool_),
+            ("score", np.float64),
             ("box_px", np.float64, 4),
             ("keypoints_px", np.float64, (N_KEYPOINTS, 2)),
             ("keypoints_sd_px", np.float64, N_KEYPOINTS),
@@ -67,6 +68,7 @@ class PersonRecorder:
             "frame_index",
             "time_s",
             "detected",
+            "score",
             "box_px",
             "keypoints_px",
             "keypoints_sd_px",
@@ -142,6 +144,7 @@ class PersonRecorder:
             n_repetitions=np.zeros(self._n, dtype=np.int64)
             if movement is None
             else rows["n_repetitions"][:, movement].astype(np.int64),
+            score=rows["score"].copy(),
         )
 
 

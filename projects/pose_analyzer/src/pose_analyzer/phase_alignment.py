@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 from dtaidistance import dtw_ndim
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 BAND_RATIO: Final = 0.1
 """How far a moment may be moved, as a share of the repetition. Both are cut at the same events,
@@ -71,16 +71,16 @@ def rows_at(
 class PhaseState:
     """Costs of the best ways that end at each phase of the reference with the latest frame."""
 
-    costs: Float[np.ndarray, "phases"] | None = None
+    costs: Float[np.ndarray, "ways phases"] | None = None
     """None before the first frame of a repetition."""
 
 
 def advance(
     reference: Float[np.ndarray, "phases signals"],
     state: PhaseState,
-    frame: Float[np.ndarray, "signals"],
-    known: Bool[np.ndarray, "signals"],
-) -> tuple[PhaseState, int | None]:
+    frames: Float[np.ndarray, "ways signals"],
+    known: Bool[np.ndarray, "ways signals"],
+) -> tuple[PhaseState, Int64[np.ndarray, "ways"] | None]:
     """Which phase a live frame is in, given the repetition so far.
 
     A frame may stay at a phase or go on by up to `_MAX_STEP` of them: people do not move backwards
@@ -89,32 +89,42 @@ def advance(
     Parameters
     ----------
     reference
-        In comparable units.
+        In standard deviations; without unknown values.
     state
         ``PhaseState()`` at the start of a repetition, then what the previous call returned.
-    frame, known
-        The same signals now; those not known do not count.
+    frames, known
+        The same signals now, in each of several ways to read them that are followed side by side;
+        those not known do not count.
 
     Returns
     -------
-    tuple of PhaseState and int or None
-        The row of the reference; None if nothing is known of the frame.
+    tuple of PhaseState and rows or None
+        A row of the reference for each way; None, and nothing changed, if one of them is unknown.
     """
-    usable = known & np.isfinite(frame) & np.isfinite(reference).all(axis=0)
-    if not usable.any():
+    n_known = known.sum(axis=1)
+    if not n_known.all():
         return state, None
-    local = ((reference[:, usable] - frame[usable]) ** 2).mean(axis=1)
+    # However far off one signal is, the others still have a say.
+    squared = np.minimum((reference - frames[:, None]) ** 2, _MOST_SD**2)
+    local = np.einsum("wps,ws->wp", squared, known / n_known[:, None])
     if state.costs is None:
-        # Later phases are possible, for who is first seen on the way, but have to be earned.
-        costs = local + local[0] * np.arange(len(local)) / len(local)
+        # The first phase that fits: who stands begins, though they end like this as well.
+        fitting = np.argmax(local <= local.min(axis=1, keepdims=True) + _FITS, axis=1)
+        later = np.arange(local.shape[1]) > fitting[:, None] + _MAX_STEP
+        costs = np.where(later, np.inf, local)
     else:
-        before = np.concatenate([np.full(_MAX_STEP, np.inf), state.costs])
-        windows = np.lib.stride_tricks.sliding_window_view(before, _MAX_STEP + 1)
-        costs = _FORGET * windows.min(axis=1) + local
-    return PhaseState(costs), int(np.argmin(costs))
+        best = state.costs.copy()
+        for n_rows in range(1, _MAX_STEP + 1):
+            np.minimum(best[:, n_rows:], state.costs[:, :-n_rows], out=best[:, n_rows:])
+        costs = _FORGET * best + local
+    rows: Int64[np.ndarray, "ways"] = np.argmin(costs, axis=1)
+    return PhaseState(costs), rows
 
 
 # Rows of the reference per frame: a repetition of 50 rows takes ten frames or more.
 _MAX_STEP: Final = 5
 # Weight of the past: a pause must not make it weigh more and more.
 _FORGET: Final = 0.9
+_MOST_SD: Final = 6.0
+# Mean squared standard deviations by which another phase may fit better.
+_FITS: Final = 1.0

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Protocol, runtime_checkable
+from uuid import UUID
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from pose_analyzer.form_types import NO_CHOICE, FormChoice
+from pose_analyzer.session_records import SessionRecord
 from pose_analyzer.stream_types import (
     AnalysedFrame,
     DropCause,
@@ -15,6 +17,7 @@ from pose_analyzer.stream_types import (
     FrameContent,
     FrameOutcome,
     StreamFrame,
+    StreamOptions,
     StreamState,
 )
 from pose_analyzer.types import Frame, Pose, SourceInfo
@@ -57,6 +60,19 @@ class PoseDetector(Protocol):
 
     def close(self) -> None:
         """Free the model; the detector is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class ChunkDetector(PoseDetector, Protocol):
+    """A detector whose answers do not depend on where a chunk begins.
+
+    It may follow people between frames, but forgets everybody whenever a multiple of
+    `video_chunking.RESTART_S` passes.
+    """
+
+    def restart(self) -> None:
+        """Forget everybody now: frames of another chunk, perhaps of another video, follow."""
         ...
 
 
@@ -205,8 +221,18 @@ class FramePipeline(Protocol):
 class LiveAnalysis(Protocol):
     """Sessions of live streams, wherever they run. Frames of one stream come in order."""
 
-    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
-        """Begin a session; ``auto`` or the name of an exercise, and what form is judged by."""
+    def open(
+        self,
+        stream_id: str,
+        exercise: str,
+        form: FormChoice = NO_CHOICE,
+        *,
+        with_rows: bool = False,
+    ) -> None:
+        """Begin a session; ``auto`` or the name of an exercise, and what form is judged by.
+
+        `with_rows`: its answers carry rows and finished repetitions.
+        """
         ...
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
@@ -236,12 +262,57 @@ class LiveAnalysis(Protocol):
         """Whether the stream's analysis keeps up; if not, its frames had better wait."""
         ...
 
-    def end(self, stream_id: str) -> None:
-        """Forget a session."""
+    def end(self, stream_id: str) -> "Future[bytes] | None":
+        """Forget a session; the repetitions not yet told, if it was opened with rows."""
         ...
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+@runtime_checkable
+class RecordSink(Protocol):
+    """Keeps what sessions leave behind; must be quick and never fail."""
+
+    def put(self, record: SessionRecord) -> None:
+        """Have this written soon; from any thread."""
+        ...
+
+
+@runtime_checkable
+class FileStore(Protocol):
+    """Where files of sessions are, as far as deleting them goes."""
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every file whose key begins so; done again, it does no harm."""
+        ...
+
+
+@runtime_checkable
+class StreamRecording(Protocol):
+    """What is kept of one live stream."""
+
+    @property
+    def session_id(self) -> UUID:
+        """Of its session."""
+        ...
+
+    def add(self, frame: StreamFrame, analysed: AnalysedFrame) -> None:
+        """Keep what one frame showed; must be quick."""
+        ...
+
+    def close(self, last: bytes) -> None:
+        """No more frames; with the repetitions not yet told."""
+        ...
+
+
+@runtime_checkable
+class StreamRecorder(Protocol):
+    """Begins to keep a stream."""
+
+    def begin(self, stream_id: str, options: StreamOptions, detector: str) -> StreamRecording:
+        """Begin a session for a stream that starts now."""
         ...
 
 

@@ -243,6 +243,9 @@ class YOLOPoseDetector:
                 poses[index] = self._decode(output, boxes[index])
         return poses
 
+    def restart(self) -> None:
+        """Nothing to do: nobody is followed here."""
+
     def close(self) -> None:
         """Free the model."""
         self._backend.close()

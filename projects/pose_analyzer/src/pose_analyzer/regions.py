@@ -34,3 +34,20 @@ def shifted(pose: Pose, x0: int, y0: int) -> Pose:
         box_px=pose.box_px + np.array([x0, y0, x0, y0]),
         landmarks=landmarks,
     )
+
+
+def scaled(pose: Pose, x_ratio: float, y_ratio: float) -> Pose:
+    """The pose found in a scaled picture, in coordinates `x_ratio` and `y_ratio` times as large."""
+    ratios = np.array([x_ratio, y_ratio])
+    landmarks = pose.landmarks
+    if landmarks is not None:
+        # Depth is in the scale of x.
+        landmarks = replace(
+            landmarks, image_px=landmarks.image_px * np.array([x_ratio, y_ratio, x_ratio])
+        )
+    return replace(
+        pose,
+        keypoints_px=pose.keypoints_px * ratios,
+        box_px=pose.box_px * np.tile(ratios, 2),
+        landmarks=landmarks,
+    )

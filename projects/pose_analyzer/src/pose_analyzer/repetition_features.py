@@ -300,7 +300,7 @@ def _signals(body: Float[np.ndarray, "g 17 2"]) -> Float[np.ndarray, "g 39"]:
     lean = np.degrees(np.arctan2(trunk[:, 0], trunk[:, 1]))
     tilts = [
         np.degrees(
-            np.arcsin(np.clip((body[:, left, 1] - body[:, left + 1, 1]) / _TILT_ARM, -1.0, 1.0))
+            np.arcsin(np.clip((body[:, left, 1] - body[:, left + 1, 1]) / TILT_ARM, -1.0, 1.0))
         )
         for left in (Coco.LEFT_SHOULDER, Coco.LEFT_HIP)
     ]
@@ -311,7 +311,7 @@ def _signals(body: Float[np.ndarray, "g 17 2"]) -> Float[np.ndarray, "g 39"]:
 
 # Breadth of the shoulders, in body lengths: 0.259 of stature over 0.779 (trunk,
 # thigh and shank), Winter 2009, figure 4.1. A fixed arm, since a side view hides the real one.
-_TILT_ARM: Final = 0.259 / 0.779
+TILT_ARM: Final = 0.259 / 0.779
 
 
 def _enclosed_deg(

@@ -1,6 +1,5 @@
 """Everybody in front of one camera, frame by frame: detection, identity, one session each."""
 
-import time
 from collections.abc import KeysView, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,14 +16,17 @@ from pose_analyzer.form_session import (
     SessionConfig,
     SessionState,
     initial_state,
+    recognised,
     step,
 )
 from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.keypoint_filters import KalmanFilter, KeypointFilter
+from pose_analyzer.live_form import LiveForm
 from pose_analyzer.ports import PoseDetector
-from pose_analyzer.regions import RegionOfInterest, roi_pixels, shifted
+from pose_analyzer.regions import RegionOfInterest, roi_pixels, scaled, shifted
+from pose_analyzer.temporal_analyzer import CounterState
 from pose_analyzer.tracking import PersonTracker, TrackingConfig
-from pose_analyzer.types import Frame, PersonFrame, Pose
+from pose_analyzer.types import Frame, PersonFrame, Pose, Repetition
 
 _SHORTEST_GAP_S: Final = 0.3
 _GAP_STEPS: Final = 4.0
@@ -52,6 +54,16 @@ class AnalysisConfig:
     """How form is judged; None: it is not."""
 
 
+@dataclass(frozen=True, slots=True)
+class SettledRepetition:
+    """A repetition that counting is done with."""
+
+    track_id: int
+    repetition: Repetition
+    form: FormUpdate | None
+    """None: it could not be judged."""
+
+
 class StreamAnalyzer:
     """People of one camera. Frames must come in order.
 
@@ -61,9 +73,13 @@ class StreamAnalyzer:
         What `analyse` asks for poses; None if poses come from elsewhere, through `observe`.
     config
         Exercises, region, filters.
+    collect
+        Whether `take_settled` will be asked for.
     """
 
-    def __init__(self, detector: PoseDetector | None, config: AnalysisConfig) -> None:
+    def __init__(
+        self, detector: PoseDetector | None, config: AnalysisConfig, *, collect: bool = False
+    ) -> None:
         self._detector = detector
         self._config = config
         self._session = SessionConfig(
@@ -78,8 +94,9 @@ class StreamAnalyzer:
         self._forms: dict[int, FormUpdate] = {}
         self.new_forms: tuple[FormUpdate, ...] = ()
         """What the latest frame brought to an end."""
-        self.detect_s = 0.0
-        """Seconds spent in the detector so far."""
+        self._collect = collect
+        self._settled: list[SettledRepetition] = []
+        self._n_collected: dict[tuple[int, str], int] = {}
         self.n_detections = 0
         """Poses seen so far, whether or not they were followed."""
 
@@ -90,10 +107,7 @@ class StreamAnalyzer:
 
     def analyse(self, frame: Frame) -> list[PersonFrame]:
         """Detect and observe everybody in this frame."""
-        began = time.perf_counter()
-        poses = self._detect(frame)
-        self.detect_s += time.perf_counter() - began
-        return self.observe(poses, frame.index, frame.time_s)
+        return self.observe(self._detect(frame), frame.index, frame.time_s)
 
     def observe(self, poses: Sequence[Pose], frame_index: int, time_s: float) -> list[PersonFrame]:
         """Everybody in a frame whose poses are known, by id.
@@ -120,7 +134,9 @@ class StreamAnalyzer:
             observation = PoseObservation(track_id, frame_index, time_s, pose)
             self._states[track_id], person = step(self._session, state, observation)
             people.append(person)
-            forms += self._judge_form(person)
+            new = self._judge_form(person)
+            self._collect_settled(track_id, new)
+            forms += new
         self.new_forms = tuple(forms)
         return people
 
@@ -136,12 +152,50 @@ class StreamAnalyzer:
             self._forms[track_id] = forms[-1]
         return forms
 
+    def take_settled(self) -> list[SettledRepetition]:
+        """Repetitions that are over, told once each; needs `collect`.
+
+        Whether one is over shows when the next begins, the person rests or leaves, or at the end.
+        """
+        settled, self._settled = self._settled, []
+        return settled
+
+    def _collect_settled(
+        self, track_id: int, forms: Sequence[FormUpdate], *, last: bool = False
+    ) -> None:
+        if not self._collect:
+            return
+        index = recognised(self._session, self._states[track_id])
+        if index is None:
+            return
+        counter = self._states[track_id].counters[index]
+        key = track_id, self._session.movements[index].exercise
+        n_before = self._n_collected.get(key, 0)
+        n_settled = len(counter.repetitions) if last else self._n_settled(track_id, counter)
+        if n_settled > n_before:
+            self._n_collected[key] = n_settled
+            judged = {form.repetition: form for form in forms}
+            self._settled += [
+                SettledRepetition(track_id, one, judged.get(one.number))
+                for one in counter.repetitions[n_before:n_settled]
+            ]
+
+    def _n_settled(self, track_id: int, counter: CounterState) -> int:
+        if not counter.repetitions:
+            return 0
+        if self._judge is None:
+            return len(counter.repetitions) - counter.open
+        return form_judge.n_settled(self._judged[track_id], counter.repetitions[0].exercise)
+
     def finish(self) -> tuple[FormUpdate, ...]:
         """Judge what has ended, as no more frames come."""
         forms: list[FormUpdate] = []
         if self._judge is not None:
             for track_id in self._judged:
                 forms += self._finish(self._judge, track_id)
+        for track_id in self._states:
+            of_track = [form for form in forms if form.track_id == track_id]
+            self._collect_settled(track_id, of_track, last=True)
         return tuple(forms)
 
     def _finish(self, judge: JudgeConfig, track_id: int) -> tuple[FormUpdate, ...]:
@@ -154,10 +208,17 @@ class StreamAnalyzer:
         """What was said of the latest repetition of a person that was judged."""
         return self._forms.get(track_id)
 
+    def form_now(self, track_id: int) -> LiveForm | None:
+        """How a person's latest frame compares with the reference, within a repetition."""
+        judged = self._judged.get(track_id)
+        return None if judged is None else judged.now
+
     def _forget(self, track_id: int) -> tuple[FormUpdate, ...]:
         """Let somebody go who has left; what they did last is judged."""
         known = track_id in self._judged
         forms = self._finish(self._judge, track_id) if self._judge and known else ()
+        self._collect_settled(track_id, forms, last=True)
+        self._n_collected = {key: n for key, n in self._n_collected.items() if key[0] != track_id}
         del self._states[track_id], self._seen_s[track_id]
         self._judged.pop(track_id, None)
         self._forms.pop(track_id, None)
@@ -170,6 +231,9 @@ class StreamAnalyzer:
 
         What was learned of how they do an exercise stays known too.
         """
+        for track_id in self._states:
+            self._collect_settled(track_id, (), last=True)
+        self._n_collected.clear()
         self._judge = judge
         self._judged = {
             track_id: form_judge.forget_counts(judged) for track_id, judged in self._judged.items()
@@ -195,7 +259,8 @@ class StreamAnalyzer:
     def _detect(self, frame: Frame) -> list[Pose]:
         if self._detector is None:
             raise TypeError("this analyzer has no detector; hand poses to `observe`")
-        return detect_people(self._detector, frame.image_bgr, frame.time_s, self._config.roi)
+        [poses] = detect_people(self._detector, [frame.image_bgr], [frame.time_s], self._config.roi)
+        return poses
 
 
 class _WatchedTime:
@@ -226,14 +291,38 @@ class _WatchedTime:
 
 def detect_people(
     detector: PoseDetector,
-    image_bgr: UInt8[np.ndarray, "_ _ 3"],
-    time_s: float,
+    images_bgr: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    times_s: Sequence[float],
     roi: RegionOfInterest | None,
-) -> list[Pose]:
-    """People in the region of a picture, in pixels of the whole picture."""
+    size_px: tuple[int, int] | None = None,
+) -> list[list[Pose]]:
+    """People in the region of each picture, in pixels of the whole picture.
+
+    Parameters
+    ----------
+    detector
+        What finds them.
+    images_bgr
+        Pictures of one size, perhaps scaled.
+    times_s
+        When they were taken.
+    roi
+        Where people are looked for; None: everywhere.
+    size_px
+        Width and height of the original pictures, in whose pixels the answer is; None: as they are.
+    """
+    if not images_bgr:
+        return []
+    height_px, width_px = images_bgr[0].shape[:2]
     if roi is None:
-        return detector.detect([image_bgr], [time_s])[0]
-    height_px, width_px = image_bgr.shape[:2]
-    x0, y0, x1, y1 = roi_pixels(roi, width_px, height_px)
-    poses = detector.detect([image_bgr[y0:y1, x0:x1]], [time_s])[0]
-    return [shifted(pose, x0, y0) for pose in poses]
+        found = detector.detect(images_bgr, times_s)
+    else:
+        x0, y0, x1, y1 = roi_pixels(roi, width_px, height_px)
+        regions = [image[y0:y1, x0:x1] for image in images_bgr]
+        found = [
+            [shifted(pose, x0, y0) for pose in poses] for poses in detector.detect(regions, times_s)
+        ]
+    if size_px is None or size_px == (width_px, height_px):
+        return found
+    ratios = size_px[0] / width_px, size_px[1] / height_px
+    return [[scaled(pose, *ratios) for pose in poses] for poses in found]

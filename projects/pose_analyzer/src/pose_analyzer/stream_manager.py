@@ -15,7 +15,7 @@ import structlog
 from pose_analyzer.admission import AdmissionConfig, Load, Refused, admit
 from pose_analyzer.concurrent_stream_processor import ConcurrentStreamProcessor
 from pose_analyzer.errors import NoCapacityError, UnknownStreamError
-from pose_analyzer.live_stream import LiveStream, Sink
+from pose_analyzer.live_stream import LiveStream, Sink, end_recording
 from pose_analyzer.on_demand import OnDemand
 from pose_analyzer.ports import (
     FramePipeline,
@@ -23,6 +23,7 @@ from pose_analyzer.ports import (
     LiveAnalysis,
     SourceReader,
     StreamMetrics,
+    StreamRecorder,
 )
 from pose_analyzer.source_feed import SourceFeed
 from pose_analyzer.stream_types import DropCause, StreamOptions, StreamState
@@ -106,6 +107,8 @@ class StreamManager:
         self._metrics = metrics
         self._config = config
         self._read_memory = read_memory
+        self._recorder: StreamRecorder | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._closing = False
@@ -136,6 +139,10 @@ class StreamManager:
         """Detector of a stream."""
         return self._entry(stream_id).processor.pipeline
 
+    def record_with(self, recorder: StreamRecorder) -> None:
+        """Have what streams show kept, of those that start from now on."""
+        self._recorder = recorder
+
     async def start(self, options: StreamOptions, source: Source | None = None) -> LiveStream:
         """Begin a stream.
 
@@ -165,7 +172,14 @@ class StreamManager:
             n_results_kept=self._config.n_results_kept,
             silent_since_s=now_s,
         )
-        self._analysis.open(stream.stream_id, options.exercise, options.form)
+        self._analysis.open(
+            stream.stream_id,
+            options.exercise,
+            options.form,
+            with_rows=self._recorder is not None,
+        )
+        if self._recorder is not None:
+            stream.recording = self._recorder.begin(stream.stream_id, options, pipeline.name)
         entry = _Entry(stream, processor)
         self._entries[stream.stream_id] = entry
         if source is not None:
@@ -305,6 +319,7 @@ class StreamManager:
             await asyncio.to_thread(pipeline.close)
         self._pipelines.clear()
         await asyncio.to_thread(self._analysis.close)
+        await asyncio.gather(*self._ending)
 
     def _entry(self, stream_id: str) -> _Entry:
         entry = self._entries.get(stream_id)
@@ -371,7 +386,11 @@ class StreamManager:
         if entry.reader is not None:
             # It may have to wait for a decoder to come back.
             threading.Thread(target=entry.reader.close, name="source-end", daemon=True).start()
-        self._analysis.end(stream.stream_id)
+        last = self._analysis.end(stream.stream_id)
+        if stream.recording is not None:
+            task = asyncio.create_task(end_recording(stream.recording, last))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
         entry.processor.pipeline.forget(stream.stream_id)
         log.info(
             "stream_ended",

@@ -7,6 +7,7 @@ Two clocks occur. `received_s` and the like are readings of the service's monoto
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from jaxtyping import UInt8
@@ -67,6 +68,8 @@ class StreamOptions:
     """What form is judged by."""
     source: str | None = None
     """What the service reads itself, as it may be shown; None: the client sends frames."""
+    athlete_id: UUID | None = None
+    """Whose session it is."""
 
     @property
     def expected_fps(self) -> float:
@@ -142,3 +145,7 @@ class AnalysedFrame:
     n_new_repetitions: int
     analyse_s: float
     """Time the analysis took, waiting not counted."""
+    rows: bytes = b""
+    """Everybody as `frame_rows.ROW`, if it was asked for."""
+    repetitions: bytes = b""
+    """What is over now, as `session_records.write_repetitions` writes it, if it was asked for."""

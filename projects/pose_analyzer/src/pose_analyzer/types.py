@@ -228,6 +228,8 @@ class PersonAnalysis:
     progress: Float[np.ndarray, "frames"]
     n_repetitions: Int64[np.ndarray, "frames"]
     """Counted so far, at the moment of counting."""
+    score: Float[np.ndarray, "frames"] | None = None
+    """The detector's confidence in the person, 0..1; None if it was not kept."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

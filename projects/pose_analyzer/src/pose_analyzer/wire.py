@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from pose_analyzer.form_types import Cue, Fault, FormUpdate, PointLoss
+from pose_analyzer.live_form import LiveForm
 from pose_analyzer.stream_types import DropCause, Encoding, StreamState
 from pose_analyzer.types import JointAngles, PersonFrame, Repetition
 
@@ -207,6 +208,28 @@ class Form(_Message, frozen=True, kw_only=True):
         )
 
 
+class FormNow(_Message, frozen=True, kw_only=True):
+    """How the frame compares with the reference, within the repetition under way."""
+
+    phase: float
+    """0 at the start of the repetition, 1 at its end."""
+    score: float
+    """0..100: what the repetition so far is worth, by its deviation; an estimate."""
+    joint: str
+    """What is off most in this frame, named as in `Loss`."""
+    amount: float
+    """In `unit`; what it has more than the reference."""
+    unit: str
+    sd: float
+    """The same in standard deviations of correct repetitions, without sign; worth showing from
+    about 2; 6 at most."""
+
+    @classmethod
+    def of(cls, now: LiveForm) -> "FormNow":
+        """Copy what clients are told."""
+        return cls(**{name: getattr(now, name) for name in cls.__struct_fields__})
+
+
 class Person(_Message, frozen=True, kw_only=True):
     """One person in one frame."""
 
@@ -230,9 +253,17 @@ class Person(_Message, frozen=True, kw_only=True):
     last_repetition: LastRepetition | None
     form: Form | None = None
     """Null while no repetition has been judged."""
+    form_now: FormNow | None = None
+    """Null between repetitions, and where nothing can be judged from here."""
 
     @classmethod
-    def of(cls, person: PersonFrame, last: Repetition | None, form: Form | None = None) -> "Person":
+    def of(
+        cls,
+        person: PersonFrame,
+        last: Repetition | None,
+        form: Form | None = None,
+        now: LiveForm | None = None,
+    ) -> "Person":
         """Put one step's answer into lists."""
         x0_px, y0_px, x1_px, y1_px = person.box_px.tolist()
         return cls(
@@ -254,6 +285,7 @@ class Person(_Message, frozen=True, kw_only=True):
             n_repetitions=person.n_repetitions,
             last_repetition=None if last is None else LastRepetition.of(last),
             form=form,
+            form_now=None if now is None else FormNow.of(now),
         )
 
 

@@ -8,12 +8,17 @@ from starlette.requests import HTTPConnection
 from pose_analyzer.api.clips import ClipReader
 from pose_analyzer.api.detectors import DetectorPool
 from pose_analyzer.backends import DETECTOR_NAMES
+from pose_analyzer.background_database import BackgroundDatabase
+from pose_analyzer.db_connector import Database
 from pose_analyzer.errors import UnknownNameError
 from pose_analyzer.exercises import Exercise
 from pose_analyzer.form_library import FormLibrary
 from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.settings import Settings
+from pose_analyzer.storage.artifacts import ArtifactStore, LazyArtifactStore
+from pose_analyzer.storage_settings import StorageSettings
 from pose_analyzer.stream_manager import StreamManager
+from pose_analyzer.upload_errors import StorageUnavailableError
 
 
 def _settings(connection: HTTPConnection) -> Settings:
@@ -49,6 +54,33 @@ def _library(connection: HTTPConnection) -> FormLibrary:
 def _metrics(connection: HTTPConnection) -> PrometheusMetrics:
     metrics: PrometheusMetrics = connection.state.metrics
     return metrics
+
+
+def _database_watch(connection: HTTPConnection) -> BackgroundDatabase:
+    database: BackgroundDatabase = connection.state.database
+    return database
+
+
+def _database(connection: HTTPConnection) -> Database:
+    """The open database; its absence refuses the request."""
+    return _database_watch(connection).get()
+
+
+def _storage(connection: HTTPConnection) -> StorageSettings:
+    storage: StorageSettings | None = connection.state.storage
+    if storage is None:
+        raise StorageUnavailableError("the service was set up without a place for files")
+    return storage
+
+
+def _lazy_artifacts(connection: HTTPConnection) -> LazyArtifactStore:
+    artifacts: LazyArtifactStore = connection.state.artifacts
+    return artifacts
+
+
+def _artifacts(connection: HTTPConnection) -> ArtifactStore:
+    """The store of files; a folder that cannot be written to refuses the request."""
+    return _lazy_artifacts(connection).get()
 
 
 def detector_or_default(name: str | None, settings: Settings) -> str:
@@ -87,4 +119,9 @@ ManagerDep = Annotated[StreamManager, Depends(_manager)]
 ExercisesDep = Annotated[dict[str, Exercise], Depends(_exercises)]
 ClipsDep = Annotated[ClipReader, Depends(_clips)]
 LibraryDep = Annotated[FormLibrary, Depends(_library)]
+DatabaseWatchDep = Annotated[BackgroundDatabase, Depends(_database_watch)]
+DatabaseDep = Annotated[Database, Depends(_database)]
+StorageDep = Annotated[StorageSettings, Depends(_storage)]
+LazyArtifactsDep = Annotated[LazyArtifactStore, Depends(_lazy_artifacts)]
+ArtifactsDep = Annotated[ArtifactStore, Depends(_artifacts)]
 MetricsDep = Annotated[PrometheusMetrics, Depends(_metrics)]

@@ -16,14 +16,22 @@ import uvicorn
 from fastapi import FastAPI
 
 from pose_analyzer.admission import AdmissionConfig
+from pose_analyzer.api.athlete_routes import router as athlete_router
 from pose_analyzer.api.clips import ClipDetectorFactory, ClipReader
 from pose_analyzer.api.detectors import DetectorFactory, DetectorPool
 from pose_analyzer.api.form_routes import router as form_router
+from pose_analyzer.api.job_routes import router as job_router
 from pose_analyzer.api.problems import install_problem_handlers
+from pose_analyzer.api.queue_watch import local_workers, watch_queue
+from pose_analyzer.api.recording_setup import start_ingestion
 from pose_analyzer.api.routes import router
+from pose_analyzer.api.session_routes import router as session_router
 from pose_analyzer.api.stream_routes import router as stream_router
 from pose_analyzer.api.streaming import router as websocket_router
+from pose_analyzer.api.video_limits import video_body_limit
+from pose_analyzer.api.video_routes import router as video_router
 from pose_analyzer.backends import check_detector, create_detector, create_pipeline, resolve_model
+from pose_analyzer.background_database import BackgroundDatabase
 from pose_analyzer.errors import (
     InvalidExerciseError,
     InvalidFormFileError,
@@ -39,9 +47,14 @@ from pose_analyzer.memory_watch import MemoryWatch
 from pose_analyzer.metrics import PrometheusMetrics
 from pose_analyzer.model_files import MODELS, locate_model
 from pose_analyzer.ports import FramePipeline, LiveAnalysis, PoseDetector
+from pose_analyzer.recording import SessionRecorder
 from pose_analyzer.settings import Settings
 from pose_analyzer.sources.allow_list import entries_without_effect
+from pose_analyzer.storage.artifacts import LazyArtifactStore
+from pose_analyzer.storage_settings import StorageSettings
 from pose_analyzer.stream_manager import ManagerConfig, MemoryReader, StreamManager
+from pose_analyzer.video_jobs.job_metrics import QueueMetrics
+from pose_analyzer.video_jobs.local_workers import LocalWorkers
 from pose_analyzer.vram_governor import VramReading
 from shared_utils.body_limit import BodyLimit
 from shared_utils.errors import InvalidSettingError
@@ -80,6 +93,10 @@ class State(TypedDict):
     manager: StreamManager
     library: FormLibrary
     clips: ClipReader
+    database: BackgroundDatabase
+    storage: StorageSettings | None
+    artifacts: LazyArtifactStore
+    workers: LocalWorkers
 
 
 def image_detector(name: str, settings: Settings) -> PoseDetector:
@@ -123,6 +140,7 @@ def create_app(
     pipeline_factory: PipelineMaker = stream_pipeline,
     read_memory: MemoryReader | None = None,
     clip_factory: ClipDetectorFactory = clip_detector,
+    storage: StorageSettings | None = None,
 ) -> FastAPI:
     """Put the service together.
 
@@ -138,6 +156,8 @@ def create_app(
         How full a GPU is; by default asks its driver.
     clip_factory
         Makes a detector for each uploaded clip by name.
+    storage
+        Where sessions and videos are kept; None: nowhere, and what needs them is refused.
 
     Raises
     ------
@@ -173,6 +193,17 @@ def create_app(
         ]
         for chore in chores:
             chore.add_done_callback(_tell_of_defect)
+        database = BackgroundDatabase(storage)
+        database.start()
+        ingestion = await asyncio.to_thread(start_ingestion, storage, database)
+        if ingestion is not None:
+            manager.record_with(SessionRecorder(ingestion))
+            metrics.watch_ingestion(ingestion.stats)
+        workers = local_workers(storage)
+        queue_watch = asyncio.create_task(
+            watch_queue(database, QueueMetrics(metrics.registry), workers)
+        )
+        queue_watch.add_done_callback(_tell_of_defect)
         log.info("service_started", detector=settings.detector)
         yield {
             "settings": settings,
@@ -182,23 +213,40 @@ def create_app(
             "manager": manager,
             "library": library,
             "clips": ClipReader(settings, clip_factory),
+            "database": database,
+            "storage": storage,
+            "artifacts": LazyArtifactStore(storage),
+            "workers": workers,
         }
+        chores.append(queue_watch)
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await manager.close()
         await detectors.close()
+        await asyncio.to_thread(workers.close)
+        if ingestion is not None:
+            await asyncio.to_thread(ingestion.close)
+        await asyncio.to_thread(database.close)
         log.info("service_stopped")
 
     app = FastAPI(
         title="Pose analyzer", version=metadata.version("pose-analyzer"), lifespan=lifespan
     )
     app.state.settings = settings
-    app.add_middleware(BodyLimit, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_upload_bytes=settings.max_upload_bytes,
+        own_limit=None if storage is None else video_body_limit(storage),
+    )
     install_problem_handlers(app)
     app.include_router(router)
     app.include_router(form_router)
     app.include_router(stream_router)
+    app.include_router(session_router)
+    app.include_router(athlete_router)
+    app.include_router(video_router)
+    app.include_router(job_router)
     app.include_router(websocket_router)
     return app
 
@@ -274,7 +322,7 @@ def main(
     try:
         settings = read_settings(Settings)
         check_detector(settings.detector)
-        app = create_app(settings)
+        app = create_app(settings, storage=read_settings(StorageSettings))
     except _UNUSABLE as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201 - this is the shell
         raise typer.Exit(2) from error

@@ -7,8 +7,24 @@ from typing import Final
 from anyio import to_thread
 from fastapi import APIRouter, UploadFile
 
-from pose_analyzer.api.dependencies import DetectorNameDep, DetectorsDep, ManagerDep, SettingsDep
-from pose_analyzer.api.schemas import Detection, Gpu, Health, LoadedDetector, ModelInfo, Person
+from pose_analyzer.api.dependencies import (
+    DatabaseWatchDep,
+    DetectorNameDep,
+    DetectorsDep,
+    LazyArtifactsDep,
+    ManagerDep,
+    SettingsDep,
+)
+from pose_analyzer.api.schemas import (
+    DatabaseHealth,
+    Detection,
+    FilesHealth,
+    Gpu,
+    Health,
+    LoadedDetector,
+    ModelInfo,
+    Person,
+)
 from pose_analyzer.api.uploads import decode_image
 from pose_analyzer.form_session import PoseObservation, SessionConfig, initial_state, step
 from pose_analyzer.model_files import model_states
@@ -32,8 +48,15 @@ router = APIRouter()
 
 
 @router.get("/health")
-def health(settings: SettingsDep, detectors: DetectorsDep, manager: ManagerDep) -> Health:
+def health(
+    settings: SettingsDep,
+    detectors: DetectorsDep,
+    manager: ManagerDep,
+    database: DatabaseWatchDep,
+    files: LazyArtifactsDep,
+) -> Health:
     """Tell versions, device and which models are here."""
+    problem = files.problem()
     loaded: list[PoseDetector | FramePipeline] = [*detectors.loaded, *manager.pipelines]
     gpus = [Gpu.model_validate(gpu, from_attributes=True) for gpu in read_gpus()]
     return Health(
@@ -46,6 +69,8 @@ def health(settings: SettingsDep, detectors: DetectorsDep, manager: ManagerDep) 
             ModelInfo(name=file.published.name, licence=file.published.licence, state=file.state)
             for file in model_states(settings)
         ],
+        database=DatabaseHealth.model_validate(database.status, from_attributes=True),
+        files=FilesHealth(state="ok" if problem is None else "unavailable", reason=problem),
     )
 
 

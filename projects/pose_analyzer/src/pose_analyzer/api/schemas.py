@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from pose_analyzer.background_database import DatabaseState
 from pose_analyzer.skeletons import ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.types import JointAngles, Pose
 
@@ -110,6 +111,22 @@ class LoadedDetector(Answer):
     device: str
 
 
+class DatabaseHealth(Answer):
+    """Whether sessions and videos can be kept."""
+
+    state: DatabaseState
+    reason: str | None
+    """What is wrong and what to do; null when it is ``ok``."""
+
+
+class FilesHealth(Answer):
+    """Whether videos and their results can be kept."""
+
+    state: Literal["ok", "unavailable"]
+    """S3 is not asked: ``ok`` then means that a bucket is named."""
+    reason: str | None
+
+
 class Health(Answer):
     """Answer of ``GET /health``."""
 
@@ -122,6 +139,8 @@ class Health(Answer):
     detectors: Sequence[LoadedDetector]
     """Loaded so far: each is loaded when first asked for."""
     models: Sequence[ModelInfo]
+    database: DatabaseHealth
+    files: FilesHealth
 
 
 def _angles(angles: JointAngles) -> list[Angle]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -19,8 +19,10 @@ from pose_analyzer.api.dependencies import (
     SettingsDep,
     detector_or_default,
 )
+from pose_analyzer.api.form_choices import ShelfDep
 from pose_analyzer.api.live_sources import open_stream_source
 from pose_analyzer.api.stream_schemas import StreamInfo, StreamList, StreamStart, StreamStarted
+from pose_analyzer.athlete_forms import FormWish
 from pose_analyzer.exercises import select_exercises
 from pose_analyzer.form_types import FormChoice
 from pose_analyzer.live_stream import KeptResult
@@ -49,6 +51,15 @@ _RESULT_PAGE: Final = {
 router = APIRouter(tags=["streams"])
 
 
+async def _chosen_form(
+    body: StreamStart, settings: SettingsDep, exercises: ExercisesDep, shelf: ShelfDep
+) -> FormChoice:
+    """By what the exercises that are asked for are judged."""
+    selected = select_exercises(exercises, body.exercise)
+    wish = FormWish(body.reference, body.language or settings.language, body.athlete_id)
+    return await to_thread.run_sync(shelf.choose, selected, wish)
+
+
 @router.post(
     "/stream/start",
     status_code=HTTPStatus.CREATED,
@@ -64,11 +75,10 @@ async def start_stream(
     request: Request,
     settings: SettingsDep,
     detectors: DetectorsDep,
-    exercises: ExercisesDep,
     manager: ManagerDep,
+    form: Annotated[FormChoice, Depends(_chosen_form)],
 ) -> StreamStarted:
     """Begin a stream; send its frames to `ws_url`."""
-    select_exercises(exercises, body.exercise)
     shown, source = None, None
     if body.source is not None:
         shown, source = await to_thread.run_sync(open_stream_source, body.source, settings)
@@ -79,14 +89,16 @@ async def start_stream(
         sample_fps=body.sample_fps,
         roi=body.roi,
         priority=body.priority,
-        form=FormChoice(body.reference, body.language or settings.language),
+        form=form,
         source=shown,
+        athlete_id=body.athlete_id,
     )
     stream = await manager.start(options, source)
     pipeline = manager.pipeline_of(stream.stream_id)
     url = request.url_for("stream", stream_id=stream.stream_id)
     return StreamStarted(
         stream_id=stream.stream_id,
+        session_id=stream.session_id,
         ws_url=str(url.replace(scheme="wss" if request.url.scheme == "https" else "ws")),
         detector=pipeline.name,
         device=pipeline.device,

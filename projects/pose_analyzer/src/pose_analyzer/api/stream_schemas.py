@@ -1,6 +1,7 @@
 """What the REST side of live streams takes and answers."""
 
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +37,8 @@ class StreamStart(BaseModel):
     one of the person's own repetitions."""
     language: str | None = Field(None, max_length=8)
     """In which the coach speaks, such as ``en``; by default the one in the settings."""
+    athlete_id: UUID | None = None
+    """Whose session it is: they are judged by their own way from the first repetition on."""
     source: str | None = Field(None, max_length=2048)
     """A file or rtsp:// address the service reads itself; the settings must allow it."""
 
@@ -50,6 +53,8 @@ class StreamStarted(Answer):
     """Answer of ``POST /stream/start``."""
 
     stream_id: str
+    session_id: UUID | None
+    """Under which it is kept; null where the service keeps nothing."""
     ws_url: str
     """Where frames go and answers come from."""
     detector: str
@@ -65,6 +70,8 @@ class StreamInfo(Answer):
     """One stream as it is now."""
 
     stream_id: str
+    session_id: UUID | None
+    """Under which it is kept; null where the service keeps nothing."""
     state: StreamState
     reason: str
     """Why it is in that state, as last told; empty while it has not changed."""
@@ -86,6 +93,7 @@ class StreamInfo(Answer):
         """Describe a stream."""
         return cls(
             stream_id=stream.stream_id,
+            session_id=stream.session_id,
             state=stream.state,
             reason=stream.reason,
             connected=stream.sink is not None,

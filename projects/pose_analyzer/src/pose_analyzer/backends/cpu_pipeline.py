@@ -205,7 +205,7 @@ class CpuFramePipeline:
         except UnreadablePictureError as error:
             return FrameFailure(DropCause.UNDECODABLE, str(error))
         decoded_s = time.monotonic()
-        poses = detect_people(detector, image, frame.time_s, frame.roi)
+        [poses] = detect_people(detector, [image], [frame.time_s], frame.roi)
         height_px, width_px = image.shape[:2]
         return FramePoses(
             poses=poses,

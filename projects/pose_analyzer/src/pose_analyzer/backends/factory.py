@@ -17,7 +17,7 @@ from pose_analyzer.model_files import (
     fetch_model,
     locate_model,
 )
-from pose_analyzer.ports import FramePipeline, PoseDetector
+from pose_analyzer.ports import ChunkDetector, FramePipeline, PoseDetector
 from pose_analyzer.pose_detector import YOLOPoseDetector
 from pose_analyzer.settings import Settings
 from pose_analyzer.ultralytics_library import ultralytics_installed
@@ -69,15 +69,31 @@ def create_detector(
     BackendFailedError
         It cannot be run on this machine.
     """
-    if Path(name).suffix in _MODEL_SUFFIXES:
-        return _yolo(_existing(Path(name)), Path(name).stem, settings, mode, n_people)
-    name = resolve_model(name, settings)
-    if name not in MODELS:
-        raise UnknownNameError("detector", name, DETECTOR_NAMES)
-    path = fetch_model(name, settings, progress)
-    if name.startswith(_MEDIAPIPE_PREFIX):
-        return MediaPipePoseDetector(path, name=name, mode=mode, n_people=n_people or 1)
-    return _yolo(path, name, settings, mode, n_people)
+    model, path = _model(name, settings, progress)
+    if path.suffix not in _MODEL_SUFFIXES:
+        return MediaPipePoseDetector(path, name=model, mode=mode, n_people=n_people or 1)
+    return _yolo(path, model, settings, mode, n_people)
+
+
+def create_chunk_detector(
+    name: str,
+    settings: Settings,
+    *,
+    n_people: int | None = None,
+    progress: DownloadProgress | None = None,
+) -> ChunkDetector:
+    """Make the detector of this name for videos that are analysed in chunks.
+
+    As `create_detector` makes it for recordings, but MediaPipe forgets everybody at fixed times, so
+    that no answer depends on where a chunk begins. YOLO's never do; on a GPU each image is a batch
+    of its own, on a CPU it is for the caller to hand over one at a time.
+
+    Parameters and errors as `create_detector`.
+    """
+    model, path = _model(name, settings, progress)
+    if path.suffix not in _MODEL_SUFFIXES:
+        return MediaPipePoseDetector(path, name=model, n_people=n_people or 1, restarting=True)
+    return _yolo(path, model, settings, "video", n_people)
 
 
 def check_detector(name: str) -> None:
@@ -129,6 +145,16 @@ def resolve_model(name: str, settings: Settings) -> str:
     return settings.yolo_variant if name == "yolo" else name
 
 
+def _model(name: str, settings: Settings, progress: DownloadProgress | None) -> tuple[str, Path]:
+    """Name and file of a model; only MediaPipe's files have none of `_MODEL_SUFFIXES`."""
+    if Path(name).suffix in _MODEL_SUFFIXES:
+        return Path(name).stem, _existing(Path(name))
+    model = resolve_model(name, settings)
+    if model not in MODELS:
+        raise UnknownNameError("detector", model, DETECTOR_NAMES)
+    return model, fetch_model(model, settings, progress)
+
+
 def _choose(settings: Settings) -> str:
     """Pick what ``auto`` means on this machine."""
     try:
@@ -142,7 +168,7 @@ def _choose(settings: Settings) -> str:
 
 def _yolo(
     weights: Path, name: str, settings: Settings, mode: Mode, n_people: int | None
-) -> PoseDetector:
+) -> ChunkDetector:
     confidence = _VIDEO_CONFIDENCE if mode == "video" else _IMAGE_CONFIDENCE
     config_dir = settings.cache_dir / "ultralytics"
     if weights.suffix == ".onnx":

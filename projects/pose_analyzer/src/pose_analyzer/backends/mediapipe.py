@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from pose_analyzer.errors import BackendFailedError
 from pose_analyzer.skeletons import BLAZEPOSE_OF_COCO
 from pose_analyzer.types import BlazePoseLandmarks, Pose
+from pose_analyzer.video_chunking import restart_of
 
 Mode = Literal["image", "video"]
 
@@ -55,6 +56,9 @@ class MediaPipePoseDetector:
         Find at most so many.
     min_confidence
         For detection, presence and tracking, 0..1.
+    restarting
+        In video mode, forget everybody whenever a multiple of `video_chunking.RESTART_S` passes. An
+        answer then depends on no image before that, so a video may be analysed in chunks.
 
     Raises
     ------
@@ -70,11 +74,14 @@ class MediaPipePoseDetector:
         mode: Mode = "video",
         n_people: int = 1,
         min_confidence: float = 0.5,
+        restarting: bool = False,
     ) -> None:
         self._name = name or model_path.stem
         self._mode = mode
+        self._restarting = restarting
         self._last_ms = -1
         self._last_s = float("-inf")
+        self._stretch = 0
         _preload_gl(self._name)
         # Imported late: it takes about a second.
         import mediapipe  # noqa: PLC0415
@@ -127,6 +134,14 @@ class MediaPipePoseDetector:
             for image, time_s in zip(images_bgr, times_s, strict=True)
         ]
 
+    def restart(self) -> None:
+        """Forget everybody; the next image may be of any video."""
+        if self._last_ms >= 0:
+            self._landmarker.close()
+            self._landmarker = self._start()
+            self._last_ms = -1
+            self._last_s = float("-inf")
+
     def close(self) -> None:
         """Free the model."""
         self._landmarker.close()
@@ -141,10 +156,10 @@ class MediaPipePoseDetector:
 
     def _timestamp_ms(self, time_s: float) -> int:
         """Strictly increasing milliseconds, which MediaPipe insists on, close to the time."""
-        if time_s < self._last_s:
-            self._landmarker.close()
-            self._landmarker = self._start()
-            self._last_ms = -1
+        stretch_over = self._restarting and restart_of(time_s) != self._stretch
+        if time_s < self._last_s or stretch_over:
+            self.restart()
+        self._stretch = restart_of(time_s)
         self._last_s = time_s
         self._last_ms = max(self._last_ms + 1, round(time_s * 1000))
         return self._last_ms

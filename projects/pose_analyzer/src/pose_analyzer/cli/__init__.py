@@ -5,6 +5,7 @@ from typing import Final
 import typer
 
 from pose_analyzer.cli.analyze import analyze_video
+from pose_analyzer.cli.cost import show_cost
 from pose_analyzer.cli.demo import run_demo
 from pose_analyzer.cli.exits import Commands
 from pose_analyzer.cli.models import models_app
@@ -19,6 +20,7 @@ app: Final = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input.",
 )
 app.command("analyze")(analyze_video)
+app.command("cost")(show_cost)
 app.command("demo")(run_demo)
 app.command("teach")(teach_exercise)
 app.add_typer(models_app, name="models")

@@ -14,10 +14,17 @@ from pose_analyzer.form_types import NO_CHOICE, FormChoice, FormUpdate
 from pose_analyzer.keypoint_filters import FILTERS, KeypointFilter
 from pose_analyzer.model_files import DownloadProgress
 from pose_analyzer.regions import RegionOfInterest
-from pose_analyzer.rendering import OverlayWriter
+from pose_analyzer.rendering import (
+    EspeakVoice,
+    OverlayWriter,
+    Voice,
+    add_sound,
+    speak_cues,
+    write_wav,
+)
 from pose_analyzer.reporting import write_analysis_json, write_angles_csv, write_report_html
 from pose_analyzer.settings import Settings
-from pose_analyzer.sources import open_source
+from pose_analyzer.sources import open_source, stills
 from pose_analyzer.stream_analyzer import AnalysisConfig
 from pose_analyzer.types import Frame, PersonFrame, SourceInfo, VideoAnalysis
 from pose_analyzer.video_processor import process_video
@@ -42,8 +49,12 @@ class AnalysisJob:
     smoothing: str = "kalman"
     """Name in `keypoint_filters.FILTERS`."""
     overlay: bool = True
+    photos: bool = True
+    """Whether the report shows pictures of the video."""
     form: FormChoice = NO_CHOICE
     """What form is judged by."""
+    voice: str | None = None
+    """Who speaks the cues, see `rendering.EspeakVoice`; None: nobody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ class ResultFiles:
     angles: Path
     report: Path
     overlay: Path | None
+    speech: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +111,12 @@ def run_analysis(
         angles=job.out / "angles.csv",
         report=job.out / "report.html",
         overlay=job.out / "overlay.mp4" if job.overlay else None,
+        speech=job.out / "speech.wav" if job.voice else None,
     )
     if files.overlay is not None and files.overlay.resolve() == job.video.resolve():
         raise OutputFailedError(str(files.overlay), "it is the video to be analysed")
     with ExitStack() as stack:
+        voice = stack.enter_context(EspeakVoice(job.voice)) if job.voice else None
         detector = create_detector(
             job.detector, settings, mode="video", n_people=job.n_people, progress=downloads
         )
@@ -110,8 +124,9 @@ def run_analysis(
         stack.enter_context(_writing_to(job.out))
         job.out.mkdir(parents=True, exist_ok=True)
         writer = None
+        overlay_closed = stack.enter_context(ExitStack())
         if files.overlay is not None:
-            writer = stack.enter_context(_overlay_writer(files.overlay, source.info, job))
+            writer = overlay_closed.enter_context(_overlay_writer(files.overlay, source.info, job))
 
         forms: list[FormUpdate] = []
         latest: dict[int, FormUpdate] = {}
@@ -127,17 +142,33 @@ def run_analysis(
                 on_progress(frame, source.info)
 
         analysis = process_video(source, detector, config, on_frame, on_form)
-    with _writing_to(job.out):
+        overlay_closed.close()
+        if voice is not None and files.speech is not None:
+            _speak(voice, forms, files, analysis)
+    with _writing_to(job.out), ExitStack() as stack:
         write_analysis_json(analysis, files.analysis, forms)
         write_angles_csv(analysis, files.angles)
+        still_at = stack.enter_context(stills(job.video)) if job.photos and forms else None
         write_report_html(
             analysis,
             files.report,
             overlay_name=files.overlay.name if files.overlay else None,
             forms=forms,
-            references=library.references(),
+            still_at=still_at,
         )
     return AnalysisResult(analysis, files, tuple(forms))
+
+
+def _speak(
+    voice: Voice, forms: Sequence[FormUpdate], files: ResultFiles, analysis: VideoAnalysis
+) -> None:
+    """Write the cues as sound, by themselves and into the overlay."""
+    track = speak_cues(forms, voice)
+    end_s = max((float(one.time_s[-1]) for one in analysis.people if len(one.time_s)), default=0.0)
+    if files.speech is not None:
+        write_wav(track, files.speech, end_s)
+    if files.overlay is not None:
+        add_sound(files.overlay, track, end_s)
 
 
 def _filter(name: str) -> KeypointFilter:

@@ -82,11 +82,25 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         typer.Option(file_okay=False, help="Folder for the results; default: NAME-analysis."),
     ] = None,
     overlay: Annotated[bool, typer.Option(help="Write the overlay video.")] = True,
+    speak: Annotated[
+        bool,
+        typer.Option(
+            "--speak", help="Have the cues spoken: speech.wav, and sound of the overlay video."
+        ),
+    ] = False,
+    voice: Annotated[
+        str | None,
+        typer.Option(help="Who speaks, such as en-us, de or en+f3; default: the language."),
+    ] = None,
+    photos: Annotated[bool, typer.Option(help="Show pictures of the video in the report.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Find the people, measure their joint angles, count their repetitions."""
+    if voice is not None and not speak:
+        raise typer.BadParameter("it is heard with --speak only", param_hint="--voice")
     settings = read_settings(Settings)
+    spoken = language or settings.language
     job = AnalysisJob(
         video=video,
         out=out or Path(f"{video.stem}-analysis"),
@@ -97,7 +111,9 @@ def analyze_video(  # noqa: PLR0913 - one parameter per option of the command
         n_people=people,
         smoothing=smoothing,
         overlay=overlay,
-        form=FormChoice(reference, language or settings.language),
+        photos=photos,
+        form=FormChoice(reference, spoken),
+        voice=(voice or spoken) if speak else None,
     )
     silent = quiet or as_json
     with download_progress(quiet=silent) as downloads, analysis_progress(quiet=silent) as bar:
@@ -215,8 +231,10 @@ def _print_summary(done: AnalysisResult) -> None:
             console.print(f"Person {person.track_id}: form {score:.0f} of 100")
     for problem in analysis.problems:
         console.print(f"Note: {problem}", markup=False)
+    if files.speech is not None and not any(form.cue for form in done.forms):
+        console.print("No cue was given: the spoken track is silent.")
     rate = analysis.n_frames / analysis.elapsed_s
     console.print(f"{analysis.n_frames} frames, {rate:.0f} frames/s, {analysis.detector}")
-    for path in (files.report, files.overlay, files.angles, files.analysis):
+    for path in (files.report, files.overlay, files.speech, files.angles, files.analysis):
         if path is not None:
             console.print(str(path), soft_wrap=True, markup=False, highlight=False)

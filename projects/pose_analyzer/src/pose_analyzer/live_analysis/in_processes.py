@@ -51,7 +51,14 @@ class ProcessAnalysis:
         """Have this loop, which must outlive `close`, receive the answers; call it from there."""
         self._group.receive_in(loop)
 
-    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
+    def open(
+        self,
+        stream_id: str,
+        exercise: str,
+        form: FormChoice = NO_CHOICE,
+        *,
+        with_rows: bool = False,
+    ) -> None:
         """Begin a session; raises as `LocalAnalysis.open` does."""
         selected = select_exercises(self._exercises, exercise)
         if self._library is not None:
@@ -60,7 +67,7 @@ class ProcessAnalysis:
             self._group.processes, key=lambda process: process.n_streams
         )
         self._homes[stream_id] = home
-        home.open(stream_id, exercise, form)
+        home.open(messages.Open(stream_id, exercise, form, with_rows))
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         """Count another exercise; raises as `LocalAnalysis.change_exercise` does."""
@@ -98,11 +105,10 @@ class ProcessAnalysis:
         """Whether the stream's process keeps up."""
         return self._homes[stream_id].has_room
 
-    def end(self, stream_id: str) -> None:
-        """Forget a session; frames on their way are still answered."""
+    def end(self, stream_id: str) -> "Future[bytes] | None":
+        """Forget a session; frames on their way are still answered. As `LocalAnalysis.end`."""
         home = self._homes.pop(stream_id, None)
-        if home is not None:
-            home.end(stream_id)
+        return None if home is None else home.end(stream_id)
 
     def close(self) -> None:
         """Finish what is in progress and end the processes."""

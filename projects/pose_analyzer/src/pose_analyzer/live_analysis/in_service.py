@@ -32,8 +32,15 @@ class LocalAnalysis:
         """How many streams live here."""
         return len(self._sessions)
 
-    def open(self, stream_id: str, exercise: str, form: FormChoice = NO_CHOICE) -> None:
-        """Begin a session.
+    def open(
+        self,
+        stream_id: str,
+        exercise: str,
+        form: FormChoice = NO_CHOICE,
+        *,
+        with_rows: bool = False,
+    ) -> None:
+        """Begin a session; `with_rows`: its answers carry rows and finished repetitions.
 
         Raises
         ------
@@ -43,7 +50,8 @@ class LocalAnalysis:
             A reference file is invalid.
         """
         selected = select_exercises(self._exercises, exercise)
-        self._sessions[stream_id] = LiveSession(selected, self._library, form)
+        session = LiveSession(selected, self._library, form, with_rows=with_rows)
+        self._sessions[stream_id] = session
 
     def change_exercise(self, stream_id: str, exercise: str) -> None:
         """Count another exercise from the next frame on; the people stay who they are.
@@ -96,9 +104,14 @@ class LocalAnalysis:
         """Whether the analysis keeps up: it does, the caller waits for it."""
         return True
 
-    def end(self, stream_id: str) -> None:
-        """Forget a session."""
-        self._sessions.pop(stream_id, None)
+    def end(self, stream_id: str) -> "Future[bytes] | None":
+        """Forget a session; the repetitions not yet told, if rows were wanted."""
+        session = self._sessions.pop(stream_id, None)
+        if session is None or not session.with_rows:
+            return None
+        last: Future[bytes] = Future()
+        last.set_result(session.finish())
+        return last
 
     def close(self) -> None:
         """Forget everything."""

@@ -41,6 +41,7 @@ class Open(_Message, frozen=True):
     stream_id: str
     exercise: str
     form: FormChoice
+    with_rows: bool = False
 
 
 class Change(_Message, frozen=True):
@@ -51,7 +52,7 @@ class Change(_Message, frozen=True):
 
 
 class End(_Message, frozen=True):
-    """Forget a session."""
+    """Forget a session; answered by `Ended` if it was opened with rows."""
 
     stream_id: str
 
@@ -83,6 +84,14 @@ class Analysed(_Message, frozen=True):
     n_new_repetitions: int = 0
     analyse_s: float = 0.0
     error: str | None = None
+    rows: bytes = b""
+    repetitions: bytes = b""
+
+
+class Ended(_Message, frozen=True):
+    """Repetitions of a session that were not told before."""
+
+    repetitions: bytes = b""
 
 
 class Ready(_Message, frozen=True):
@@ -90,7 +99,7 @@ class Ready(_Message, frozen=True):
 
 
 Request = Configure | Open | Change | End | Analyse | Rehearse
-Reply = Analysed | Ready
+Reply = Analysed | Ended | Ready
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: Final = msgspec.msgpack.Decoder(Request)

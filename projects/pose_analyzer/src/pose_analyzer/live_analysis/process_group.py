@@ -12,14 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import structlog
+from msgspec import structs
 
 from pose_analyzer.errors import BackendFailedError
 from pose_analyzer.exercises import Exercise
 from pose_analyzer.form_library import FormFolders
-from pose_analyzer.form_types import FormChoice
 from pose_analyzer.live_analysis import messages
 from pose_analyzer.live_analysis.session import ANALYSIS_NAME
 from pose_analyzer.stream_types import AnalysedFrame
@@ -67,13 +68,14 @@ class AnalysisProcess:
         self._held = bytearray()
         self._unsent = bytearray()
         self._reader = messages.Reader()
-        self._asked: deque[Future[AnalysedFrame]] = deque()
-        self._choice_of: dict[str, tuple[str, FormChoice]] = {}
+        self._asked: deque[_Question] = deque()
+        self._sessions: dict[str, messages.Open] = {}
+        """As they would begin now, by stream."""
 
     @property
     def n_streams(self) -> int:
         """How many streams live here."""
-        return len(self._choice_of)
+        return len(self._sessions)
 
     @property
     def has_room(self) -> bool:
@@ -90,31 +92,37 @@ class AnalysisProcess:
         """Of the process that runs now."""
         return None if self._process is None else self._process.pid
 
-    def open(self, stream_id: str, exercise: str, form: FormChoice) -> None:
+    def open(self, session: messages.Open) -> None:
         """Begin a session."""
         with self._lock:
-            self._choice_of[stream_id] = exercise, form
-            self._send(messages.write(messages.Open(stream_id, exercise, form)))
+            self._sessions[session.stream_id] = session
+            self._send(messages.write(session))
 
     def change(self, stream_id: str, exercise: str) -> None:
         """Count another exercise."""
         with self._lock:
+            before = self._sessions[stream_id]
             # The reference was chosen for another exercise.
-            form = FormChoice(language=self._choice_of[stream_id][1].language)
-            self._choice_of[stream_id] = exercise, form
+            form = replace(before.form, reference=None)
+            self._sessions[stream_id] = structs.replace(before, exercise=exercise, form=form)
             self._send(messages.write(messages.Change(stream_id, exercise)))
 
-    def end(self, stream_id: str) -> None:
-        """Forget a session."""
+    def end(self, stream_id: str) -> "Future[bytes] | None":
+        """Forget a session; the repetitions not yet told, if it was opened with rows."""
         with self._lock:
-            del self._choice_of[stream_id]
+            session = self._sessions.pop(stream_id)
+            last: Future[bytes] | None = _future() if session.with_rows else None
+            connected = self.connection is not None
+            if last is not None and connected:
+                self._asked.append(last)
             self._send(messages.write(messages.End(stream_id)))
+        if last is not None and not connected:
+            last.set_exception(_failure("its process is not running"))
+        return last
 
     def ask(self, question: messages.Analyse) -> "Future[AnalysedFrame]":
         """Have a frame analysed; `send` must follow."""
-        future: Future[AnalysedFrame] = Future()
-        # From now on nobody can cancel it: answers are matched to questions by their order.
-        future.set_running_or_notify_cancel()
+        future: Future[AnalysedFrame] = _future()
         data = messages.write(question)
         with self._lock:
             if self.connection is not None:
@@ -153,8 +161,8 @@ class AnalysisProcess:
         with self._lock:
             self.connection = ours
             self._send(self._configure)
-            for stream_id, (exercise, form) in self._choice_of.items():
-                self._send(messages.write(messages.Open(stream_id, exercise, form)))
+            for session in self._sessions.values():
+                self._send(messages.write(session))
 
     def flush(self) -> None:
         """Write what could not be written at once."""
@@ -175,12 +183,12 @@ class AnalysisProcess:
         except ConnectionResetError:
             return False
         for reply in self._reader.replies(buffer[:n_bytes]):
-            if isinstance(reply, messages.Analysed):
+            if not isinstance(reply, messages.Ready):
                 self._resolve(reply)
-            else:
-                self.ready = True
-                if not self.started.done():
-                    self.started.set_result(None)
+                continue
+            self.ready = True
+            if not self.started.done():
+                self.started.set_result(None)
         return n_bytes > 0
 
     def bury(self) -> int | None:
@@ -231,14 +239,23 @@ class AnalysisProcess:
             self._unsent += data[n_sent:]
             self._wake()
 
-    def _resolve(self, reply: messages.Analysed) -> None:
+    def _resolve(self, reply: messages.Analysed | messages.Ended) -> None:
         future = self._asked.popleft()
-        if reply.error is not None:
+        if isinstance(reply, messages.Ended):
+            future.set_result(reply.repetitions)
+        elif reply.error is not None:
             future.set_exception(_failure(reply.error))
-            return
-        future.set_result(
-            AnalysedFrame(reply.people, reply.n_people, reply.n_new_repetitions, reply.analyse_s)
-        )
+        else:
+            future.set_result(
+                AnalysedFrame(
+                    people=reply.people,
+                    n_people=reply.n_people,
+                    n_new_repetitions=reply.n_new_repetitions,
+                    analyse_s=reply.analyse_s,
+                    rows=reply.rows,
+                    repetitions=reply.repetitions,
+                )
+            )
 
 
 class ProcessGroup:
@@ -404,6 +421,17 @@ class ProcessGroup:
             del self._start_at_s[process]
             if not self._closing:
                 self._start(process)
+
+
+_Question = Future[Any]
+"""Of an `AnalysedFrame`, or of the last repetitions of a session."""
+
+
+def _future() -> _Question:
+    future: _Question = Future()
+    # From now on nobody can cancel it: answers are matched to questions by their order.
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _failure(reason: str) -> BackendFailedError:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -12,6 +13,8 @@ from pose_analyzer.form_judge import JudgeConfig
 from pose_analyzer.form_library import FormLibrary
 from pose_analyzer.form_session import repetitions
 from pose_analyzer.form_types import NO_CHOICE, FormChoice, FormUpdate
+from pose_analyzer.frame_rows import pack_people
+from pose_analyzer.session_records import RepetitionRecord, write_repetitions
 from pose_analyzer.stream_analyzer import AnalysisConfig, StreamAnalyzer
 from pose_analyzer.stream_types import AnalysedFrame, Encoding
 from pose_analyzer.types import PersonFrame, Pose
@@ -32,6 +35,8 @@ class LiveSession:
         What form is judged by; None: it is not.
     form
         Which reference, and which language.
+    with_rows
+        Whether rows and finished repetitions are wanted beside the answers.
 
     Raises
     ------
@@ -46,12 +51,19 @@ class LiveSession:
         exercises: tuple[Exercise, ...],
         library: FormLibrary | None = None,
         form: FormChoice = NO_CHOICE,
+        *,
+        with_rows: bool = False,
     ) -> None:
         self._exercises = exercises
         self._library = library
-        self._language = form.language
+        self._form = form
+        self.with_rows = with_rows
+        """Whether rows and finished repetitions are told."""
+        self._n_changes = 0
+        self._over: list[RepetitionRecord] = []
         judge = None if library is None else library.judge_config(exercises, form)
-        self._analyzer = StreamAnalyzer(None, AnalysisConfig(exercises, judge=judge))
+        config = AnalysisConfig(exercises, judge=judge)
+        self._analyzer = StreamAnalyzer(None, config, collect=with_rows)
         self._n_repetitions: dict[int, int] = {}
         self._forms: dict[int, tuple[FormUpdate, wire.Form]] = {}
         self._time_s = float("-inf")
@@ -63,6 +75,8 @@ class LiveSession:
         """Count others from the next frame on, from zero; judge by their general references."""
         self._exercises = exercises
         self._analyzer.change_exercises(exercises, self._judge_config(exercises))
+        self._over = self._settled()
+        self._n_changes += 1
         self._n_repetitions.clear()
         self._forms.clear()
         self._understudy = None
@@ -72,7 +86,7 @@ class LiveSession:
         if self._library is None:
             return None
         try:
-            return self._library.judge_config(exercises, FormChoice(language=self._language))
+            return self._library.judge_config(exercises, replace(self._form, reference=None))
         except InvalidReferenceError as error:
             log.warning("form_not_judged", reason=str(error))
             return None
@@ -99,8 +113,31 @@ class LiveSession:
             people=written,
             n_people=len(people),
             n_new_repetitions=self._count_new(people),
+            rows=self._rows(people) if self.with_rows else b"",
+            repetitions=write_repetitions(self._settled()),
             analyse_s=time.perf_counter() - began_s,
         )
+
+    def finish(self) -> bytes:
+        """Repetitions that are over because no more frames come."""
+        self._analyzer.finish()
+        return write_repetitions(self._settled())
+
+    def _rows(self, people: Sequence[PersonFrame]) -> bytes:
+        scores = {}
+        for person in people:
+            form = self._analyzer.form(person.track_id)
+            if form is not None and form.score is not None:
+                scores[person.track_id] = form.score.total
+        return pack_people(people, scores)
+
+    def _settled(self) -> list[RepetitionRecord]:
+        """Repetitions that are over, each once."""
+        over, self._over = self._over, []
+        return over + [
+            RepetitionRecord.of(one.track_id, one.repetition, one.form, self._n_changes)
+            for one in self._analyzer.take_settled()
+        ]
 
     def rehearse(self) -> None:
         """Analyse the latest poses once more for nobody, in another session; changes nothing.
@@ -123,6 +160,7 @@ class LiveSession:
             person,
             counted[-1] if counted else None,
             None if form is None else self._written_form(form),
+            self._analyzer.form_now(person.track_id),
         )
 
     def _written_form(self, form: FormUpdate) -> wire.Form:

@@ -18,10 +18,12 @@ from pose_analyzer.live_analysis.messages import (
     Change,
     Configure,
     End,
+    Ended,
     Open,
     Reader,
     Ready,
     Rehearse,
+    Reply,
     Request,
     poses_of,
     write,
@@ -42,21 +44,21 @@ class Sessions:
         self._sessions: dict[str, LiveSession] = {}
         self._library: FormLibrary | None = None
 
-    def handle(self, message: Request) -> Analysed | Ready | None:
+    def handle(self, message: Request) -> Reply | None:
         """Do what is asked."""
         match message:
             case Analyse():
                 return self._analyse(message)
             case Rehearse(stream_id):
                 self._sessions[stream_id].rehearse()
-            case Open(stream_id, exercise, form):
-                self._sessions[stream_id] = self._begin(exercise, form)
+            case Open():
+                self._sessions[message.stream_id] = self._begin(message)
             case Change(stream_id, exercise):
                 self._sessions[stream_id].change_exercises(
                     select_exercises(self._exercises, exercise)
                 )
             case End(stream_id):
-                del self._sessions[stream_id]
+                return self._end(stream_id)
             case Configure(exercises, folders):
                 loaded = [Exercise.model_validate(fields) for fields in exercises]
                 self._exercises = {exercise.name: exercise for exercise in loaded}
@@ -65,16 +67,22 @@ class Sessions:
                 return Ready()
         return None
 
-    def _begin(self, exercise: str, form: FormChoice) -> LiveSession:
-        selected = select_exercises(self._exercises, exercise)
+    def _begin(self, message: Open) -> LiveSession:
+        selected = select_exercises(self._exercises, message.exercise)
+        form, with_rows = message.form, message.with_rows
         try:
-            return LiveSession(selected, self._library, form)
+            return LiveSession(selected, self._library, form, with_rows=with_rows)
         except UnknownNameError:
             # The service has checked it, but the reference has been deleted since.
-            return LiveSession(selected, self._library, FormChoice(language=form.language))
+            form = FormChoice(language=form.language)
+            return LiveSession(selected, self._library, form, with_rows=with_rows)
         except InvalidReferenceError:
             # Spoiled since. Counting goes on.
-            return LiveSession(selected)
+            return LiveSession(selected, with_rows=with_rows)
+
+    def _end(self, stream_id: str) -> Ended | None:
+        session = self._sessions.pop(stream_id)
+        return Ended(session.finish()) if session.with_rows else None
 
     def _analyse(self, message: Analyse) -> Analysed:
         session = self._sessions[message.stream_id]
@@ -84,7 +92,14 @@ class Sessions:
             )
         except BackendFailedError as error:
             return Analysed(error=error.reason)
-        return Analysed(done.people, done.n_people, done.n_new_repetitions, done.analyse_s)
+        return Analysed(
+            people=done.people,
+            n_people=done.n_people,
+            n_new_repetitions=done.n_new_repetitions,
+            analyse_s=done.analyse_s,
+            rows=done.rows,
+            repetitions=done.repetitions,
+        )
 
 
 def serve(connection: socket.socket) -> None:

@@ -10,7 +10,10 @@ from pose_analyzer.sources.live_source import (
     open_live_source,
 )
 from pose_analyzer.sources.nvdec import nvdec_available
+from pose_analyzer.sources.stills import StillAt, stills
+from pose_analyzer.sources.video_chunks import open_chunk
 from pose_analyzer.sources.video_file import VideoFileSource
+from pose_analyzer.sources.video_plan import get_video_duration, plan_video
 
 
 def open_source(path: str | Path) -> FrameSource:
@@ -23,9 +26,14 @@ __all__ = [
     "CameraConfig",
     "LiveSource",
     "SourceKind",
+    "StillAt",
     "VideoFileSource",
+    "get_video_duration",
     "nvdec_available",
+    "open_chunk",
     "open_live_source",
     "open_source",
+    "plan_video",
     "resolve_source",
+    "stills",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import av
 import cv2
@@ -21,6 +21,10 @@ from jaxtyping import UInt8
 from pose_analyzer.errors import UnreadableSourceError
 from pose_analyzer.sampling import sampling_slot
 from pose_analyzer.types import Frame, SourceInfo
+from pose_analyzer.video_chunking import FALLBACK_FPS
+
+VideoPacket: TypeAlias = Any
+"""`av.packet.Packet[VideoStream]`, which is generic to type checkers only."""
 
 # FFmpeg also plays playlists, which fetch other files and addresses, and draws text files as
 # pictures. Uploads pass through here, so only self-contained media are opened.
@@ -30,7 +34,6 @@ _FORMATS: Final = (
 )
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 
-_FALLBACK_FPS: Final = 30.0  # for streams that state neither rate nor timestamps
 _BACKWARD_JUMP_S: Final = 1.0  # timestamps going back further belong to an appended recording
 # How much shorter than announced a complete stream may be: the last frame's duration and rounding
 # for a track, the end of a longer sound track for a container.
@@ -39,7 +42,7 @@ _CONTAINER_SHORTFALL_S: Final = 2.0
 
 
 @dataclass(slots=True)
-class _Damage:
+class Damage:
     """What was found wrong while reading."""
 
     n_bad_packets: int = 0
@@ -62,6 +65,10 @@ class VideoFileSource:
     ----------
     path
         A file that holds the video itself; playlists and addresses are refused.
+    max_width_px
+        Wider pictures are scaled down to it; `info` tells the original size. None: never.
+    n_threads
+        Threads that decode; None: as many as there are cores.
 
     Raises
     ------
@@ -69,11 +76,13 @@ class VideoFileSource:
         No such file, not a video, no video track, or not one readable frame.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, max_width_px: int | None = None, n_threads: int | None = None
+    ) -> None:
         self._path = path
-        self._announced_s = float("nan")
-        self._shortfall_s = _TRACK_SHORTFALL_S
-        self._damage: _Damage | None = None
+        self._max_width_px = max_width_px
+        self._n_threads = n_threads
+        self._damage: Damage | None = None
         with opened(path) as container:
             self._info = self._probe(container)
 
@@ -81,6 +90,14 @@ class VideoFileSource:
     def info(self) -> SourceInfo:
         """Facts of the container."""
         return self._info
+
+    def converter(self) -> "BgrConverter":
+        """Make what turns this file's decoded pictures into images; for one reading."""
+        width, height = self._coded_size
+        if self._max_width_px is not None and self._info.width_px > self._max_width_px:
+            ratio = self._max_width_px / self._info.width_px
+            width, height = max(round(width * ratio), 1), max(round(height * ratio), 1)
+        return BgrConverter((width, height), self._orientation)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -107,12 +124,13 @@ class VideoFileSource:
         return self._read(sample_fps)
 
     def _read(self, sample_fps: float | None) -> Iterator[Frame]:
-        damage = self._damage = _Damage()
+        damage = self._damage = Damage()
         last_slot: int | None = None
         with opened(self._path) as container:
-            stream = video_stream(container, self._path)
-            to_bgr = BgrConverter(self._coded_size, self._orientation)
-            for index, time_s, picture in self._timed(_decode(container, stream, damage), damage):
+            stream = video_stream(container, self._path, self._n_threads)
+            to_bgr = self.converter()
+            pictures = decode(container.demux(stream), stream, damage)
+            for index, time_s, picture in self._timed(pictures, damage):
                 if sample_fps is not None:
                     slot = sampling_slot(time_s, sample_fps, self._info.fps)
                     if slot == last_slot:
@@ -122,10 +140,10 @@ class VideoFileSource:
         damage.ended = True
 
     def _timed(
-        self, pictures: Iterator[VideoFrame], damage: _Damage
+        self, pictures: Iterator[VideoFrame], damage: Damage
     ) -> Iterator[tuple[int, float, VideoFrame]]:
         """Give each picture its number and a time that strictly increases from 0."""
-        period_s = 1 / self._info.fps if self._info.fps > 0 else 1 / _FALLBACK_FPS
+        period_s = 1 / self._info.fps if self._info.fps > 0 else 1 / FALLBACK_FPS
         origin = last = Fraction(0)
         timestamp_of = _TimestampGuesser()
         for index, picture in enumerate(pictures):
@@ -147,8 +165,8 @@ class VideoFileSource:
             yield index, float(time), picture
 
     def _probe(self, container: InputContainer) -> SourceInfo:
-        stream = video_stream(container, self._path)
-        first = next(_decode(container, stream, _Damage()), None)
+        stream = video_stream(container, self._path, self._n_threads)
+        first = next(decode(container.demux(stream), stream, Damage()), None)
         if first is None:
             raise UnreadableSourceError(
                 str(self._path), "its video track holds not one readable frame."
@@ -158,25 +176,22 @@ class VideoFileSource:
         width, height = self._coded_size
         if self._orientation.transposed:
             width, height = height, width
-        track_s, container_s = _track_duration_s(stream), _container_duration_s(container)
-        self._announced_s = container_s if track_s is None else track_s
-        if track_s is None:
-            self._shortfall_s = _CONTAINER_SHORTFALL_S
+        self._announced = announced_duration(container, stream)
         rate = stream.average_rate or stream.guessed_rate
         return SourceInfo(
             name=self._path.name,
             width_px=width,
             height_px=height,
             fps=float(rate) if rate else float("nan"),
-            duration_s=self._announced_s,
+            duration_s=self._announced.duration_s,
             n_frames=stream.frames or None,
         )
 
-    def _describe(self, damage: _Damage) -> Iterator[str]:
+    def _describe(self, damage: Damage) -> Iterator[str]:
         if damage.read_error is not None:
             yield f"reading stops after {damage.end_s:.1f} s: {damage.read_error}"
-        if damage.ended and self._announced_s - damage.end_s > self._shortfall_s:
-            yield f"stream ends after {damage.end_s:.1f} s of {self._announced_s:.1f} s announced"
+        if damage.ended:
+            yield from self._announced.problems(damage.end_s)
         if damage.n_bad_packets:
             yield f"pictures may be missing or blurred: damaged packets ({damage.n_bad_packets})"
         if damage.n_bad_frames:
@@ -275,20 +290,23 @@ def _open(path: Path) -> InputContainer:
         raise UnreadableSourceError(str(path), f"cannot be read: {error.strerror}.") from error
 
 
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """Find the first video track that is not a cover picture; it decodes on all cores."""
+def video_stream(
+    container: InputContainer, path: Path, n_threads: int | None = None
+) -> VideoStream:
+    """Find the first video track that is not a cover picture; None: it decodes on all cores."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             stream.thread_type = "AUTO"
+            if n_threads is not None:
+                stream.codec_context.thread_count = n_threads
             return stream
     raise UnreadableSourceError(str(path), "it has no video track.")
 
 
-def _decode(
-    container: InputContainer, stream: VideoStream, damage: _Damage
+def decode(
+    packets: Iterator[VideoPacket], stream: VideoStream, damage: Damage
 ) -> Iterator[VideoFrame]:
     """Decode as far as possible; what cannot be decoded is counted, not raised."""
-    packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
@@ -341,6 +359,29 @@ def square_pixel_size(picture: VideoFrame, stream: VideoStream) -> tuple[int, in
     """Width and height at which the picture's pixels are square."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
     return max(round(picture.width * aspect), 1), picture.height
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedDuration:
+    """How long a file says it is."""
+
+    duration_s: float
+    """NaN if it does not say."""
+    shortfall_s: float
+    """How much less a complete file may hold."""
+
+    def problems(self, end_s: float) -> Iterator[str]:
+        """Tell whether a stream that ends at `end_s` is cut off."""
+        if self.duration_s - end_s > self.shortfall_s:
+            yield f"stream ends after {end_s:.1f} s of {self.duration_s:.1f} s announced"
+
+
+def announced_duration(container: InputContainer, stream: VideoStream) -> AnnouncedDuration:
+    """Read what the track says of its length, or else what the container says."""
+    track_s = _track_duration_s(stream)
+    if track_s is not None:
+        return AnnouncedDuration(track_s, _TRACK_SHORTFALL_S)
+    return AnnouncedDuration(_container_duration_s(container), _CONTAINER_SHORTFALL_S)
 
 
 def _track_duration_s(stream: VideoStream) -> float | None:

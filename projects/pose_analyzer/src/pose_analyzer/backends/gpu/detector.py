@@ -1,6 +1,7 @@
 """Recordings through the pipeline of live streams, so that both see the same people."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from jaxtyping import UInt8
@@ -43,23 +44,29 @@ class PipelineDetector:
     ) -> list[list[Pose]]:
         """Find the people in each image, best first.
 
-        One image at a time: in FP16 the last bits depend on the size of the batch.
+        Each image is a batch of its own, as in FP16 the last bits depend on the size of the batch;
+        while one is in the network the next is prepared.
 
         Raises
         ------
         BackendFailedError
             The detector broke, or an image does not fit into the GPU's memory.
         """
-        return [self._poses(image) for image in images_bgr]
+        answers = [
+            self._pipeline.submit([StreamFrame("", 0, 0.0, 0.0, image)]) for image in images_bgr
+        ]
+        return [self._poses(answer) for answer in answers]
+
+    def restart(self) -> None:
+        """Nothing to do: nobody is followed here."""
 
     def close(self) -> None:
         """Free the model."""
         self._pipeline.close()
 
-    def _poses(self, image_bgr: UInt8[np.ndarray, "_ _ 3"]) -> list[Pose]:
-        frame = StreamFrame("", 0, 0.0, 0.0, image_bgr)
+    def _poses(self, answer: "Future[list[FrameOutcome]]") -> list[Pose]:
         outcome: FrameOutcome
-        (outcome,) = self._pipeline.submit([frame]).result()
+        (outcome,) = answer.result()
         if isinstance(outcome, FrameFailure):
             raise BackendFailedError(self.name, outcome.detail)
         return outcome.poses[: self._n_people]

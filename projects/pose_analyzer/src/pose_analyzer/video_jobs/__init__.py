@@ -1,0 +1,1 @@
+"""Recorded videos in the background: workers analyse chunks, and put them together."""
