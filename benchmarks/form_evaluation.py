@@ -21,11 +21,20 @@ import form_learning as learning
 import numpy as np
 import sklearn
 from form_learning import Array, Effort, Person
-from form_recordings import MEASURED, Draw, KeypointNoise, kept_draw, read_recorded
+from form_recordings import (
+    MEASURED,
+    VIEWS,
+    Draw,
+    KeypointNoise,
+    kept_draw,
+    read_recorded,
+    whole_repetitions,
+)
 from form_tables import Cells, Scored, write_report
 
 from pose_analyzer import form_anomaly_detector as detector
 from pose_analyzer import form_anomaly_features as features
+from pose_analyzer.form_anomalies import newest
 from pose_analyzer.form_model_file import load_models
 from pose_analyzer.repetition_features import RepetitionFeatures
 
@@ -45,7 +54,7 @@ HARDER = Draw("old1000", EARLIER, 1000)
 N_CHOICES = 5
 PROTOCOLS = (
     "general", "general harder", "general easier",
-    "personal", "first", "elsewhere", "harder", "easier",
+    "personal", "whole", "first", "updated", "elsewhere", "harder", "easier",
 )  # fmt: skip
 
 
@@ -73,11 +82,19 @@ def general_scores(people: list[Person], model: detector.GeneralModel) -> Scored
         measures = learning.general_measures(person.course, model)
         odds = model.decision.log_odds(measures)
         images = detector.general_columns(person.course, model)
+        trees = [detector.tree_measures(model.trees, columns)[:, 0] for columns in images]
+        linear = [model.linear.log_odds(columns) for columns in images]
         depths = [model.forest.mean_value(c.astype(np.float32)) for c in images]
-        scores = {"supervised": measures[:, 0], "forest": -np.max(depths, axis=0)}
+        scores = {
+            "supervised": measures[:, 0],
+            "trees": np.mean(trees, axis=0),
+            "linear": np.mean(linear, axis=0),
+            "forest": -np.max(depths, axis=0),
+        }
         names = np.full(len(odds), person.name)
         verdicts = verdicts_of(model.decision, odds)
-        parts.append(Scored(names, person.faulty, scores, verdicts, np.arange(len(odds))))
+        numbers = np.arange(len(odds))
+        parts.append(Scored(names, person.faulty, scores, verdicts, numbers, person.whole))
     return joined(parts)
 
 
@@ -107,7 +124,38 @@ def personal_scores(held: learning.Held, model: detector.PersonalModel) -> Score
     # People are compared by what their models' trees say, before each is turned into odds.
     scores["supervised"] = measures[:, 0] if model.trees else odds
     verdicts = verdicts_of(model.decision, odds)
-    return Scored(held.person, held.faulty, scores, verdicts, held.repetition)
+    return Scored(held.person, held.faulty, scores, verdicts, held.repetition, held.whole)
+
+
+def updated_scores(person: Person, model: detector.PersonalModel) -> Scored:
+    """As `form_anomalies` goes on: what is found normal joins the baseline, up to a number.
+
+    The first three whole correct repetitions begin it; then come the other correct ones, then the
+    faulty ones, in the order recorded.
+    """
+    assert model.axes
+    assert model.trees
+    correct = np.flatnonzero(~person.faulty & person.whole)
+    kept, later = list(correct[:3]), correct[3:]
+    rows = np.concatenate([later, np.flatnonzero(person.faulty & person.whole)])
+    odds, scores = np.zeros(len(rows)), np.zeros(len(rows))
+    references = None
+    for index, row in enumerate(rows):
+        if references is None:
+            course = person.course[np.array(kept)]
+            own = features.closer_image(course, course.trajectory[0])
+            references = detector.references_of(own, course.tempo, model)
+        held = detector.hold(person.course[row : row + 1], references)
+        found = features.differences(held, model.spread)
+        columns = detector.tree_columns(found, references.own[None], model.axes)
+        measures = detector.tree_measures(model.trees, columns)
+        odds[index], scores[index] = model.decision.log_odds(measures)[0], measures[0, 0]
+        if odds[index] < model.decision.normal_below:
+            kept, references = newest([*kept, row]), None
+    names = np.full(len(rows), person.name)
+    verdicts = verdicts_of(model.decision, odds)
+    is_whole = np.ones(len(rows), bool)
+    return Scored(names, person.faulty[rows], {"supervised": scores}, verdicts, rows, is_whole)
 
 
 def standard(values: Array) -> Array:
@@ -123,14 +171,15 @@ def joined(parts: list[Scored]) -> Scored:
         {name: np.concatenate([p.scores[name] for p in parts]) for name in names},
         np.concatenate([p.verdict for p in parts]),
         np.concatenate([p.repetition for p in parts]),
+        np.concatenate([p.whole for p in parts]),
     )
 
 
 def held_choices(
     person: Person, spread: Array, rng: np.random.Generator, *, first: bool = False,
-    references_from: Person | None = None,
+    any_recorded: bool = False, references_from: Person | None = None,
 ) -> list[learning.Held]:  # fmt: skip
-    chosen = learning.references_of(person, N_CHOICES, rng, first=first)
+    chosen = learning.references_of(person, N_CHOICES, rng, first=first, any_recorded=any_recorded)
     return learning.hold_person(person, chosen, spread, references_from)
 
 
@@ -153,7 +202,8 @@ def judge_cell(draws: dict[str, list[Person]], effort: Effort) -> Cell:
         spread = model.spread
         folds[name] = Fold(fitted, spread)
         held = {
-            "personal": [h for p in own for h in held_choices(p, spread, rng)],
+            "personal": [h for p in own for h in held_choices(p, spread, rng, any_recorded=True)],
+            "whole": [h for p in own for h in held_choices(p, spread, rng)],
             "first": [h for p in own for h in held_choices(p, spread, rng, first=True)],
             "elsewhere": [
                 h
@@ -165,6 +215,7 @@ def judge_cell(draws: dict[str, list[Person]], effort: Effort) -> Cell:
         }
         for protocol, found in held.items():
             parts[protocol].append(personal_scores(learning.gather(found), model))
+        parts["updated"] += [updated_scores(person, model) for person in own]
     return Cell({name: joined(found) for name, found in parts.items()}, folds)
 
 
@@ -229,17 +280,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("--cache", type=Path, help="keeps what was projected and measured")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
     parser.add_argument("--quick", action="store_true", help="a smoke run, not for the report")
     arguments = parser.parse_args()
     effort = Effort(n_trees=15, n_isolating=10, n_draws=1) if arguments.quick else Effort()
     started = time.perf_counter()
     recorded = read_recorded(arguments.data)
+    whole = whole_repetitions(recorded)
     wanted = (*learning.TRAINING_DRAWS, *JUDGED, HARDER, EASIER)
     draws = {d.name: kept_draw(recorded, d, arguments.cache) for d in wanted}
     cells, judged = {}, {}
-    for view in ("front", "side", "three_quarter"):
+    for view in arguments.views:
         for movement in sorted({key.split("/")[0] for key in recorded}):
-            people = {n: learning.people_of(data, movement, view) for n, data in draws.items()}
+            people = {
+                n: learning.people_of(data, whole, movement, view) for n, data in draws.items()
+            }
             judged[movement, view] = [people[draw.name] for draw in JUDGED]
             cells[movement, view] = judge_cell(people, effort)
             print(f"{movement} {view}: {time.perf_counter() - started:.0f} s", flush=True)
@@ -253,7 +308,7 @@ def main() -> None:
         f"NumPy {np.__version__}, scikit-learn {sklearn.__version__}; other work on the machine "
         f"(load average {os.getloadavg()[2]:.1f} over 15 minutes)"
     )
-    person = judged["deep_squat", "front"][0][0]
+    person = judged["deep_squat", arguments.views[0]][0][0]
     write_report(arguments.report, results, hours_of(recorded), milliseconds(person), machine)
 
 

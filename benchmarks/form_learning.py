@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
-from form_recordings import MEASURED, Draw, Repetitions
+from form_linear import fit_linear
+from form_recordings import MEASURED, Draw, Repetitions, Whole
 from sklearn.ensemble import ExtraTreesClassifier, IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -29,6 +30,9 @@ N_INNER_FOLDS = 3
 # Of the correct repetitions of people not seen so many may be called faulty, and of the faulty so
 # many normal; the band between the two is left undecided.
 MAX_FALSE_ALARMS, MAX_MISSES = 0.01, 0.05
+# Without references, whole repetitions alone decide. Other people's exceed a limit that few people
+# set: three in a thousand there become about one in a hundred.
+MAX_GENERAL_FALSE_ALARMS = 0.003
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,21 @@ class Person:
     name: str
     course: features.Course
     faulty: Array
+    whole: Array
+    """Which repetitions were recorded from rest to rest."""
+
+    def whole_only(self) -> "Person":
+        rows = self.whole
+        return Person(self.name, self.course[rows], self.faulty[rows], self.whole[rows])
 
 
-def people_of(data: Repetitions, movement: str, view: str) -> list[Person]:
+def people_of(data: Repetitions, whole: Whole, movement: str, view: str) -> list[Person]:
     cell = (data.movement == movement) & (data.view == view)
     found = []
     for name in np.unique(data.subject[cell]):
         rows = np.flatnonzero(cell & (data.subject == name))
-        found.append(Person(str(name), course_of(data, rows), data.faulty[rows]))
+        course = course_of(data, rows)
+        found.append(Person(str(name), course, data.faulty[rows], whole[movement, str(name)]))
     return found
 
 
@@ -92,15 +103,26 @@ class Held:
     faulty: Array
     person: Array
     repetition: Array
+    whole: Array
 
 
 def references_of(
-    person: Person, n: int, rng: np.random.Generator, *, first: bool = False
+    person: Person,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    first: bool = False,
+    any_recorded: bool = False,
 ) -> list[tuple[Array, Array]]:
-    """References and the remaining repetitions, drawn `n` times; or simply the first ones."""
-    correct, faulty = np.flatnonzero(~person.faulty), np.flatnonzero(person.faulty)
-    orders = [correct] if first else [rng.permutation(correct) for _ in range(n)]
-    return [(o[:N_REFERENCES], np.concatenate([o[N_REFERENCES:], faulty])) for o in orders]
+    """References and the remaining repetitions, drawn `n` times; or simply the first ones.
+
+    Only whole repetitions become references, unless `any_recorded`.
+    """
+    eligible = np.flatnonzero(~person.faulty & (person.whole | any_recorded))
+    orders = [eligible] if first else [rng.permutation(eligible) for _ in range(n)]
+    everything = np.arange(len(person.faulty))
+    chosen = [order[:N_REFERENCES] for order in orders]
+    return [(references, np.setdiff1d(everything, references)) for references in chosen]
 
 
 def hold_person(
@@ -127,6 +149,7 @@ def hold_person(
                 person.faulty[rest],
                 np.full(len(rest), person.name),
                 rest,
+                person.whole[rest],
             )
         )
     return found
@@ -146,6 +169,7 @@ def gather(parts: Sequence[Held]) -> Held:
         np.concatenate([p.faulty for p in parts]),
         np.concatenate([p.person for p in parts]),
         np.concatenate([p.repetition for p in parts]),
+        np.concatenate([p.whole for p in parts]),
     )
 
 
@@ -228,7 +252,9 @@ def isolating_trees(columns: Array, effort: Effort) -> Trees:
     return as_arrays(found)
 
 
-def decide(measures: Array, faulty: Array, person: Array) -> detector.Decision:
+def decide(
+    measures: Array, faulty: Array, person: Array, max_false_alarms: float = MAX_FALSE_ALARMS
+) -> detector.Decision:
     """Logistic regression in which people and both classes weigh alike; and where to decide."""
     weight = np.zeros(len(faulty))
     for name in np.unique(person):
@@ -241,7 +267,7 @@ def decide(measures: Array, faulty: Array, person: Array) -> detector.Decision:
     weights = model.coef_[0] / scaler.scale_
     bias = float(model.intercept_[0] - weights @ scaler.mean_)
     odds = measures @ weights + bias
-    correct_end = float(np.quantile(odds[~faulty], 1.0 - MAX_FALSE_ALARMS))
+    correct_end = float(np.quantile(odds[~faulty], 1.0 - max_false_alarms))
     faulty_end = float(np.quantile(odds[faulty], MAX_MISSES))
     # Where there is a gap between the two, the upper half of it is called faulty.
     normal_below = min(correct_end, faulty_end)
@@ -289,6 +315,7 @@ def only(held: Held, rows: Array) -> Held:
     return replace(
         held, found=chosen_rows(held.found, rows), group=held.group[rows],
         faulty=held.faulty[rows], person=held.person[rows], repetition=held.repetition[rows],
+        whole=held.whole[rows],
     )  # fmt: skip
 
 
@@ -305,16 +332,17 @@ class Fitted:
 def fit_personal(
     draws: Sequence[Sequence[Person]], effort: Effort, rng: np.random.Generator
 ) -> Fitted:
-    """From people seen with several draws of keypoint errors."""
+    """From people seen with several draws of keypoint errors.
+
+    From all repetitions, so that it learns how odd a correct one may be; the limits too, as a live
+    repetition may begin in mid-movement just as well.
+    """
     spread = np.mean([spread_of(people) for people in draws], axis=0)
-    held = gather(
-        [
-            part
-            for people in draws
-            for person in people
-            for part in hold_person(person, references_of(person, effort.n_draws, rng), spread)
-        ]
-    )
+    parts = []
+    for person in (person for people in draws for person in people):
+        chosen = references_of(person, effort.n_draws, rng, any_recorded=True)
+        parts += hold_person(person, chosen, spread)
+    held = gather(parts)
     measures = np.zeros((len(held.faulty), 1))
     for rows in inner_folds(held.person):
         model = learned(only(held, ~rows), spread, effort)
@@ -326,41 +354,43 @@ def fit_personal(
 
 
 def fit_general(draws: Sequence[Sequence[Person]], effort: Effort) -> detector.GeneralModel:
-    """From repetitions by themselves; mirror images count as repetitions too."""
+    """From whole repetitions by themselves; mirror images count as repetitions too."""
+    draws = [[person.whole_only() for person in people] for people in draws]
     everybody = [person for people in draws for person in people]
     names = np.concatenate([np.full(len(p.faulty), p.name) for p in everybody])
     faulty = np.concatenate([p.faulty for p in everybody])
-    course = features.Course(
-        *(
-            np.concatenate([getattr(p.course, field) for p in everybody])
-            for field in ("trajectory", "mirrored", "tempo")
-        )
-    )
 
-    def learn(rows: Array) -> detector.GeneralModel:
+    def learn(wanted: Array) -> detector.GeneralModel:
+        people = [[p for p in people if p.name in wanted] for people in draws]
+        seen = [p for one in people for p in one]
+        trajectory = np.concatenate([p.course.trajectory for p in seen])
+        tempo = np.concatenate([p.course.tempo for p in seen])
+        mirrored = np.concatenate([p.course.mirrored for p in seen])
         columns = np.concatenate(
-            [
-                features.general_features(image[rows], course.tempo[rows])
-                for image in (course.trajectory, course.mirrored)
-            ]
+            [features.general_features(image, tempo) for image in (trajectory, mirrored)]
         )
-        twice = np.tile(faulty[rows], 2)
-        expected = course.trajectory[rows][~faulty[rows]].mean(axis=0)
-        trees = supervised_trees(columns, twice, effort.n_trees, effort.min_general_leaf)
-        forest = isolating_trees(columns[~twice], effort)
-        return detector.GeneralModel(expected, trees, forest, _UNDECIDED)
+        once = np.concatenate([p.faulty for p in seen])
+        twice = np.tile(once, 2)
+        return detector.GeneralModel(
+            trajectory[~once].mean(axis=0),
+            supervised_trees(columns, twice, effort.n_trees, effort.min_general_leaf),
+            isolating_trees(columns[~twice], effort),
+            fit_linear(columns, twice, [[(p.course, p.faulty) for p in one] for one in people]),
+            _UNDECIDED,
+        )
 
     measures = np.zeros((len(faulty), 1))
     for rows in inner_folds(names):
-        measures[rows] = general_measures(course[rows], learn(~rows))
-    decision = decide(measures, faulty, names)
-    return replace(learn(np.ones(len(faulty), bool)), decision=decision)
+        model = learn(np.unique(names[~rows]))
+        measures[rows] = np.concatenate(
+            [general_measures(p.course, model) for p in everybody if p.name in names[rows]]
+        )
+    decision = decide(measures, faulty, names, MAX_GENERAL_FALSE_ALARMS)
+    return replace(learn(np.unique(names)), decision=decision)
 
 
 def general_measures(course: features.Course, model: detector.GeneralModel) -> Array:
-    images = detector.general_columns(course, model)
-    measures: Array = np.mean([detector.tree_measures(model.trees, c) for c in images], axis=0)
-    return measures
+    return detector.general_measures(detector.general_columns(course, model), model)
 
 
 def decide_by_distance(fitted: Sequence[Fitted]) -> detector.Decision:

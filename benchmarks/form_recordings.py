@@ -21,6 +21,11 @@ from pose_analyzer.skeletons import Coco
 
 Array = np.ndarray
 
+# Of the greatest speed, of a recording's first and last moment; of the greatest displacement, of
+# its last pose. Where more, the recording begins or ends within the movement.
+MAX_START_SPEED, MAX_END_SPEED, MAX_OPEN = 0.4, 0.6, 0.6
+# Over which share of the recording speed is measured, and how many frames make its last pose.
+SPEED_RATIO, N_LAST = 0.06, 3
 VIEWS = {"front": 0.0, "three_quarter": 45.0, "side": 90.0}
 FRAME_STEP, FRAME_S = 2, 0.04
 WARM_UP_FRAMES = 12
@@ -199,6 +204,40 @@ def observe(
         np.stack([f.trajectory for f in other]),
         np.stack([f.summary for f in found]),
     )  # fmt: skip
+
+
+def is_whole(points_mm: Array) -> bool:
+    """Whether a recorded repetition (frames, 17, 3) begins and ends at rest, in about one pose.
+
+    Said without its label, and without keypoint errors.
+    """
+    step = max(3, int(SPEED_RATIO * len(points_mm)))
+    points_mm = points_mm.astype(np.float64)
+
+    def apart(one: Array, other: Array) -> Array:
+        distances: Array = np.sqrt(np.nanmean(((one - other) ** 2).sum(axis=2), axis=1))
+        return distances
+
+    speed = apart(points_mm[step:], points_mm[:-step])
+    away = apart(points_mm, points_mm[:1])
+    return bool(
+        speed[0] <= MAX_START_SPEED * speed.max()
+        and speed[-1] <= MAX_END_SPEED * speed.max()
+        and away[-N_LAST:].mean() <= MAX_OPEN * away.max()
+    )
+
+
+Whole = Mapping[tuple[str, str], Array]
+"""Which repetitions of a movement and person are whole, in their order."""
+
+
+def whole_repetitions(recorded: Mapping[str, Array]) -> Whole:
+    """See `is_whole`."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for key, points_mm in recorded.items():
+        movement, subject, _, _ = key.split("/")
+        found.setdefault((movement, subject), []).append(is_whole(points_mm))
+    return {name: np.array(whole) for name, whole in found.items()}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 
 from pose_analyzer.exercises import load_exercises, select_exercises
 from pose_analyzer.form_comparison import columns_of
-from pose_analyzer.form_measures import FormMeasures, measure_form
+from pose_analyzer.form_measures import N_ROWS, FormMeasures, measure_form
 from pose_analyzer.form_patterns import (
     N_OWN,
     TeachingSpec,
@@ -280,6 +280,52 @@ def _live_seconds(track: RepetitionTrack, general: FormReference) -> tuple[float
     return min(_seconds(follow) for _ in range(5)), len(frames)
 
 
+LIVE_SHARE = 7
+"""Of so many repetitions one is followed live, to compare."""
+
+
+def live_table(judged: list[Seen], references: dict[str, FormReference]) -> str:
+    """How near the running estimates are to what the finished repetition says."""
+    rows = []
+    for view in VIEWS:
+        found = [
+            errors
+            for s in judged[::LIVE_SHARE]
+            if s.one.view == view
+            for errors in [live_errors(s, references[s.one.movement])]
+            if errors is not None
+        ]
+        phase, points, bias = np.array(found).T
+        rows.append(
+            [
+                view,
+                str(len(found)),
+                f"{np.median(phase):.2f}, {np.quantile(phase, 0.9):.2f}",
+                f"{points.mean():.0f}",
+                f"{bias.mean():+.0f}",
+            ]
+        )
+    header = ["view", "repetitions", "phase off: median, 9 of 10 below", "points off", "on average"]
+    return table(header, rows)
+
+
+def live_errors(seen: Seen, reference: FormReference) -> tuple[float, float, float] | None:
+    """Mean error of the phase, and of the last estimate of points; None if nothing was judged."""
+    track, measures = seen.one.track, seen.measures
+    final = score_measures(measures, track, reference).components[Component.DEVIATION]
+    moment = np.interp(track.times_s, measures.times_s, np.linspace(0.0, 1.0, N_ROWS))
+    under_way = np.flatnonzero((moment > 0.0) & (moment < 1.0))
+    state, errors, last = LiveFormState(), [], None
+    for row in under_way:
+        state, form = follow_form(reference, state, frame_of(track, int(row)))
+        if form is not None:
+            errors.append(abs(form.phase - moment[row]))
+            last = form.score
+    if last is None or final is None:
+        return None
+    return float(np.mean(errors)), abs(last - final), last - final
+
+
 def frame_of(track: RepetitionTrack, row: int) -> PersonFrame:
     return PersonFrame(
         track_id=1, frame_index=row, time_s=float(track.times_s[row]), detected=True, score=1.0,
@@ -349,6 +395,15 @@ joint at fault.
 
 {clips}
 
+## While under way
+
+Frame by frame (`form_now`), from the onset of the movement to its end, one of {live_share}
+repetitions by the general reference: how far the phase is from where the finished repetition lies
+on the reference, as a share of it, and how many points the last estimate is from what the
+deviation then leaves.
+
+{live}
+
 ## Costs
 
 {costs}.
@@ -360,7 +415,9 @@ joint at fault.
 - Seen from 45 degrees only heights, arms and shoulders are judged, so that scores part less.
 - Only keypoint errors are drawn, not their systematic change with clothing, light or occlusion.
 - How steep the score is was chosen with these people in view, one value for all movements, so that
-  the hardest of them, the side lunge, comes to 20 points; with other people it may come to less.
+  by other people's reference the hardest of them, the side lunge, comes to 20 points; with other
+  people it may come to less. By their own it need not be as steep: at the limit that one in twenty
+  of the correct repetitions passes, 60 points are left.
 """
 
 
@@ -376,6 +433,8 @@ def main() -> None:
     found = evaluate(training, judged)
     clips = clip_rows(Settings(model_path=(SHARED_DATA / "models",)))
     header = ["exercise", "taught by", "good", "bad", "largest losses of the bad one", "at fault"]
+    movements = {s.one.movement for s in judged}
+    everybody = {movement: reference_without("", movement, training) for movement in movements}
     report = TEMPLATE.format(
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores",
         versions=f"Python {platform.python_version()}, NumPy {np.__version__}",
@@ -384,7 +443,9 @@ def main() -> None:
         personal=movement_table(found, "personal"),
         components=component_table(found),
         clips=table(header, clips),
-        costs=costs(judged, reference_without("", judged[0].one.movement, training)),
+        live_share=LIVE_SHARE,
+        live=live_table(judged, everybody),
+        costs=costs(judged, everybody[judged[0].one.movement]),
     )
     arguments.report.write_text(report)
     print(report)

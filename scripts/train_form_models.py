@@ -17,7 +17,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import form_learning as learning  # noqa: E402
-from form_recordings import VIEWS, Repetitions, kept_draw, read_recorded  # noqa: E402
+from form_recordings import (  # noqa: E402
+    VIEWS,
+    Repetitions,
+    Whole,
+    kept_draw,
+    read_recorded,
+    whole_repetitions,
+)
 
 from pose_analyzer.form_anomaly_detector import FormModel, PersonalModel  # noqa: E402
 from pose_analyzer.form_model_file import ANY, SHIPPED, save_models  # noqa: E402
@@ -27,14 +34,14 @@ EXERCISES: Final = {"deep_squat": "squat", "inline_lunge": "lunge"}
 
 
 def trained(
-    draws: Sequence[Repetitions], effort: learning.Effort
+    draws: Sequence[Repetitions], whole: Whole, effort: learning.Effort
 ) -> tuple[list[FormModel], FormModel]:
     """Models of every movement and view, and the one for everything else."""
     rng = np.random.default_rng(0)
     models, distances = [], []
     for movement in np.unique(draws[0].movement):
         for view in VIEWS:
-            people = [learning.people_of(draw, movement, view) for draw in draws]
+            people = [learning.people_of(draw, whole, movement, view) for draw in draws]
             personal = learning.fit_personal(people, effort, rng)
             general = learning.fit_general(people, effort)
             exercise = EXERCISES.get(movement, str(movement))
@@ -57,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recorded = read_recorded(arguments.data)
     draws = [kept_draw(recorded, draw, arguments.cache) for draw in learning.TRAINING_DRAWS]
-    models, other = trained(draws, learning.Effort())
+    models, other = trained(draws, whole_repetitions(recorded), learning.Effort())
     save_models([*models, other], arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KiB")
 

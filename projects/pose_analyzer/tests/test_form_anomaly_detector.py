@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pose_analyzer.errors import InvalidFormModelError
-from pose_analyzer.form_anomaly_detector import FormModel, judge, learn_references
+from pose_analyzer.form_anomalies import (
+    MAX_REFERENCES,
+    AnomalyState,
+    judge_anomaly,
+    newest,
+    remember,
+)
+from pose_analyzer.form_anomaly_detector import (
+    MIN_REFERENCES,
+    FormModel,
+    LinearModel,
+    judge,
+    learn_references,
+)
 from pose_analyzer.form_model_file import (
     ANY,
     SHIPPED,
@@ -70,6 +83,11 @@ def test_trees_answer_as_read_by_hand():
     assert answers.tolist() == [6.0, 11.0]
 
 
+def test_a_linear_model_answers_as_read_by_hand():
+    model = LinearModel(np.array([2.0, -1.0]), 0.5)
+    assert model.log_odds(np.array([[1.0, 1.0], [0.0, 3.0]])).tolist() == [1.5, -2.5]
+
+
 class TestPersonal:
     def test_own_repetitions_are_normal_and_gross_faults_are_not(self, squat_model):
         references = learn_references([squat(s) for s in range(3)], squat_model)
@@ -94,6 +112,37 @@ class TestPersonal:
 
     def test_two_repetitions_are_no_baseline(self, squat_model):
         assert learn_references([squat(0), squat(1)], squat_model) is None
+
+
+class TestBaselineKeptUp:
+    @pytest.fixture
+    def begun(self, squat_model) -> AnomalyState:
+        state = AnomalyState()
+        for seed in range(MIN_REFERENCES):
+            assert state.references == {}
+            state = remember(state, View.FRONT, squat(seed), squat_model)
+        return state
+
+    def test_normal_repetitions_join_up_to_a_number(self, begun, squat_model):
+        state = begun
+        for seed in range(10, 10 + 2 * MAX_REFERENCES):
+            state = remember(state, View.FRONT, squat(seed), squat_model)
+        n_kept = len(state.references[View.FRONT].weights)
+        assert MIN_REFERENCES < n_kept <= MAX_REFERENCES
+        assert state.seen[View.FRONT][:MIN_REFERENCES] == begun.seen[View.FRONT]
+
+    def test_a_fault_is_not_learned(self, begun, squat_model):
+        fault = squat(9, fault_px=60.0)
+        assert remember(begun, View.FRONT, fault, squat_model) is begun
+        assert judge_anomaly(begun, View.FRONT, fault, squat_model).mode == "personal"
+
+    @given(st.integers(0, 30))
+    def test_the_first_and_the_newest_are_kept(self, n):
+        kept = newest(range(n))
+        assert len(kept) == min(n, MAX_REFERENCES)
+        assert kept == sorted(kept)
+        assert kept[:MIN_REFERENCES] == list(range(min(n, MIN_REFERENCES)))
+        assert n == 0 or kept[-1] == n - 1
 
 
 class TestWithoutBaseline:
@@ -183,6 +232,7 @@ class TestFile:
             ({"version": np.array(VERSION + 1)}, "version"),
             ({"signals": np.array(["knee"])}, "signals"),
             ({"names": np.array(["squat/front"])}, "without training"),
+            ({"squat/front/general/linear": np.array("text")}, "convert"),
             ({"squat/front/personal/trees/right": np.full((1, 1), 7, np.int16)}, "leads out"),
             ({"names": np.array([{}], dtype=object)}, "pickle"),
         ],

@@ -103,6 +103,27 @@ def test_what_is_like_ones_own_repetitions_is_not_unusual(tmp_path, monkeypatch)
     assert forms[-1].anomaly.verdict is not Verdict.ANOMALOUS
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["reference", "none"])
+def test_frames_are_compared_while_a_repetition_is_under_way(library, monkeypatch, known):
+    if not known:
+        monkeypatch.setattr(type(library), "references", lambda _: {})
+    analyzer = StreamAnalyzer(None, config_for(library))
+    assert analyzer.form_now(1) is None
+    told = {}
+    for index, time_s in enumerate(np.arange(0, 14.0, 1 / 30)):
+        analyzer.observe(squats(time_s, n=5), index, float(time_s))
+        told[float(time_s)] = analyzer.form_now(1)
+    at_rest = [now for time_s, now in told.items() if time_s < 0.4 or time_s > 11.5]
+    assert not any(at_rest)
+    first = [now for time_s, now in told.items() if 1.0 < time_s < 2.0 and now is not None]
+    fifth = [now for time_s, now in told.items() if 9.0 < time_s < 10.0 and now is not None]
+    # Without a general one, three repetitions make a reference.
+    assert bool(first) is known
+    assert len(fifth) > 15
+    assert fifth[0].phase < 0.5 < fifth[-1].phase
+    assert all(now.score > 60.0 for now in fifth)
+
+
 def test_an_unknown_reference_or_language(library):
     with pytest.raises(UnknownNameError, match="reference"):
         config_for(library, reference="nobody")

@@ -15,11 +15,12 @@ from pose_analyzer.form_baseline import (
     is_acceptable,
 )
 from pose_analyzer.form_comparison import columns_of
-from pose_analyzer.form_measures import measure_form
+from pose_analyzer.form_measures import IS_ANGLE, measure_form
 from pose_analyzer.form_patterns import TeachingSpec, general_pattern, taught_reference
 from pose_analyzer.form_references import FormReference
 from pose_analyzer.form_scorer import score_repetition
-from pose_analyzer.live_form import LiveFormState, follow_form
+from pose_analyzer.form_types import Component
+from pose_analyzer.live_form import LiveFormState, _measured, follow_form
 from pose_analyzer.reference_files import (
     check_name,
     delete_reference,
@@ -30,6 +31,7 @@ from pose_analyzer.reference_files import (
     save_reference,
     select_reference,
 )
+from pose_analyzer.repetition_features import SIGNAL_NAMES
 from pose_analyzer.repetition_tracks import track_of, tracks_of, way_back
 from pose_analyzer.settings import Settings
 from pose_analyzer.types import CameraView, JointAngles, View
@@ -53,6 +55,20 @@ class TestTeaching:
         faulty = squat_track(depth=0.85)
         strict, lenient = (score_repetition(faulty, r).total for r in (taught, shared))
         assert strict < lenient
+
+    def test_whose_repetitions_differ_is_given_room(self):
+        alike = taught_reference(SPEC, [squat_track()] * 3).patterns[0].scatter
+        apart = taught_reference(SPEC, [squat_track(depth=depth) for depth in (0.7, 1.0, 1.2)])
+        scatter = apart.patterns[0].scatter
+        assert (scatter.courses >= alike.courses).all()
+        knee = SIGNAL_NAMES.index("left_knee_deg")
+        assert scatter.offsets[knee] > 2.0 * alike.offsets[knee]
+
+    def test_an_odd_repetition_of_ones_own_keeps_some_points(self):
+        own = taught_reference(SPEC, [squat_track(), squat_track(duration_s=2.2), squat_track()])
+        odd = score_repetition(squat_track(depth=0.7), own)
+        assert odd.reference.mode == "personal"
+        assert 10.0 < odd.total < 70.0
 
     def test_more_repetitions_are_trusted_more(self):
         few, many = (
@@ -235,12 +251,52 @@ class TestLive:
         assert joints
         assert all("hip" in joint or "knee" in joint for joint in joints)
 
-    def test_says_nothing_of_other_views_and_untrusted_angles(self, taught):
+    def test_says_nothing_of_other_views_and_of_nobody(self, taught):
         frame = frame_of_track(squat_track(), 0)
         front = replace(frame, view=CameraView(View.FRONT, 5.0, 5.0))
-        hidden = replace(frame, angles=replace(frame.angles, trusted=np.zeros(12, dtype=bool)))
-        for shown in (front, hidden):
+        nobody = replace(frame, confidences=np.zeros(17), angles=untrusted(frame.angles))
+        for shown in (front, nobody):
             assert follow_form(taught, LiveFormState(), shown)[1] is None
+
+    def test_untrusted_angles_are_not_named(self, taught):
+        joints = set()
+        state = LiveFormState()
+        track = squat_track(lean_px=60.0)
+        for row in range(len(track.times_s)):
+            frame = frame_of_track(track, row)
+            frame = replace(frame, angles=untrusted(frame.angles))
+            state, form = follow_form(taught, state, frame)
+            joints.add(form.joint)
+        assert all(joint.startswith("pelvis") for joint in joints)
+
+    def test_measures_a_frame_as_the_whole_repetition_is_measured(self):
+        track = squat_track()
+        whole = measure_form(track)
+        body, rows = None, []
+        for points in track.keypoints_px:
+            body, signals = _measured(body, points, is_front=False)
+            rows.append(signals)
+        live = np.array([np.interp(whole.times_s, track.times_s, c) for c in np.array(rows).T]).T
+        image = next(image for image in whole.images if not image.swapped)
+        assert live[:, IS_ANGLE] == pytest.approx(image.signals[:, IS_ANGLE], abs=5.0)
+        placed = ~IS_ANGLE & np.isfinite(live).all(axis=0)
+        assert placed.sum() == 26
+        assert live[:, placed] == pytest.approx(image.signals[:, placed], abs=0.05)
+
+    @pytest.mark.parametrize(("lean_px", "low", "high"), [(0.0, 90.0, 100.0), (70.0, 0.0, 60.0)])
+    def test_the_estimate_ends_near_the_score(self, taught, lean_px, low, high):
+        track, state, scores = squat_track(lean_px=lean_px), LiveFormState(), []
+        for row in range(len(track.times_s)):
+            state, form = follow_form(taught, state, frame_of_track(track, row))
+            scores.append(form.score)
+        assert scores[0] > 80.0
+        assert low <= scores[-1] <= high
+        final = score_repetition(track, taught).components[Component.DEVIATION]
+        assert abs(scores[-1] - final) < 25.0
+
+
+def untrusted(angles):
+    return replace(angles, trusted=np.zeros(12, dtype=bool))
 
 
 def frame_of_row(person, row):

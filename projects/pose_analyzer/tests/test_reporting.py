@@ -1,9 +1,11 @@
+import base64
 import csv
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from pose_analyzer.form_patterns import TeachingSpec, taught_reference
 from pose_analyzer.form_scorer import score_repetition
 from pose_analyzer.form_types import Cue, Fault, FormUpdate
+from pose_analyzer.repetition_features import SIGNAL_NAMES
 from pose_analyzer.reporting import (
     analysis_schema_json,
     write_analysis_json,
@@ -20,7 +23,17 @@ from pose_analyzer.reporting import (
     write_report_html,
 )
 from pose_analyzer.reporting.document import AnalysisDocument
-from pose_analyzer.reporting.form import beside, loss_sentence
+from pose_analyzer.reporting.form import form_section
+from pose_analyzer.reporting.html import MAX_PICTURES
+from pose_analyzer.reporting.moments import (
+    MAX_MOMENTS,
+    PICTURE_SIZE,
+    Square,
+    laid_over,
+    loss_sentence,
+    worst_moments,
+)
+from pose_analyzer.reporting.pictures import MAX_BYTES, SIDE_PX, cut_picture
 from pose_analyzer.reporting.plots import choose_rows, plot_data
 from pose_analyzer.reporting.summary import (
     repetition_table,
@@ -28,7 +41,7 @@ from pose_analyzer.reporting.summary import (
     unmeasured_angles,
     unreliable_angles,
 )
-from pose_analyzer.skeletons import ANGLE_INDEX, ANGLE_NAMES
+from pose_analyzer.skeletons import ANGLE_INDEX, ANGLE_NAMES, KEYPOINT_NAMES
 from pose_analyzer.types import Phase
 
 from .builders import person_analysis, repetition, video_analysis
@@ -156,9 +169,7 @@ def test_report_tells_scores_reasons_and_cues(tmp_path):
     cue = Cue("correct.heels_lifting", "Heels <down>.", "correction", "heels_lifting", 1, 2.2)
     form = FormUpdate(1, 1, score, (fault,), (), None, cue)
     path = tmp_path / "report.html"
-    write_report_html(
-        video_analysis([person]), path, forms=[form], references={"good": FORM_REFERENCE}
-    )
+    write_report_html(video_analysis([person]), path, forms=[form])
     write_analysis_json(video_analysis([person]), tmp_path / "analysis.json", [form])
     document = json.loads((tmp_path / "analysis.json").read_text(encoding="utf-8"))
     AnalysisDocument.model_validate(document)
@@ -173,12 +184,109 @@ def test_report_tells_scores_reasons_and_cues(tmp_path):
     assert loss_sentence(score.losses[0]) in html
 
 
-@given(keypoints=arrays.arrays(np.float64, (17, 2), elements=st.floats(-1e6, 1e6)))
-def test_the_reference_is_laid_over_any_body(keypoints):
-    keypoints[:5] = np.nan
-    laid = beside(keypoints, keypoints * [-1.0, 1.0])
-    if laid is not None and np.ptp(keypoints[5:]) > 1.0:
-        assert np.isfinite(laid[5:]).all()
+def shallow_squats(n=1):
+    """Somebody who leans and does not go deep enough, and what is said of it."""
+    score = score_repetition(squat_track(depth=0.6, lean_px=60.0), FORM_REFERENCE)
+    fault = Fault("heels_lifting", 0.5, "ankle", "both", Phase.BOTTOM, 1, 0.1, "body_ratio", 1.0)
+    people = [person_analysis(121, track_id=number) for number in range(1, n + 1)]
+    forms = [FormUpdate(number, 1, score, (fault,), (), None, None) for number in range(1, n + 1)]
+    return people, forms
+
+
+def test_worst_moments_are_faults_then_the_largest_losses():
+    (person,), forms = shallow_squats()
+    moments = worst_moments(person, forms)
+    assert 2 <= len(moments) <= MAX_MOMENTS
+    assert (moments[0].sentence, moments[0].points) == ("heels lifting", None)
+    points = [moment.points for moment in moments[1:]]
+    assert points == sorted(points, reverse=True)
+    for moment in moments:
+        assert moment.time_s in person.time_s
+        assert moment.reference
+        assert all(0.0 <= number <= PICTURE_SIZE for line in moment.person for number in line)
+        assert moment.joint is not None
+
+
+def test_what_was_said_before_the_exercise_was_known_is_left_out():
+    (person,), (form,) = shallow_squats()
+    other = replace(form, repetition=7, exercise="deadlift")
+    squat = replace(form, exercise="squat")
+    section = form_section(person, [other, squat])
+    assert section.rows == (squat,)
+
+
+def test_pictures_of_the_worst_moments_are_in_the_page(tmp_path):
+    people, forms = shallow_squats(n=5)
+    asked_s = []
+
+    def still_at(time_s):
+        asked_s.append(time_s)
+        return np.full((400, 640, 3), 200, np.uint8)
+
+    path = tmp_path / "report.html"
+    write_report_html(video_analysis(people), path, forms=forms, still_at=still_at)
+    html = path.read_text(encoding="utf-8")
+    pictures = re.findall(r'<image href="data:image/jpeg;base64,([^"]+)"', html)
+    assert len(pictures) == len(asked_s) == MAX_PICTURES
+    assert all(base64.b64decode(picture)[:2] == b"\xff\xd8" for picture in pictures)
+    assert not re.search(r'<(image|img|script|link)[^>]* (src|href)="https?:', html)
+
+
+def test_a_moment_without_a_picture_is_drawn_all_the_same(tmp_path):
+    people, forms = shallow_squats()
+    path = tmp_path / "report.html"
+    write_report_html(video_analysis(people), path, forms=forms, still_at=lambda _: None)
+    html = path.read_text(encoding="utf-8")
+    assert "<image" not in html
+    assert 'class="reference"' in html
+
+
+@pytest.mark.parametrize("side_px", [1.0, 90.0, 360.0, 2000.0])
+def test_pictures_are_small_in_every_sense(side_px):
+    noise = np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    jpeg = cut_picture(noise, Square(-100.0, 50.0, side_px))
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape[0] == image.shape[1] <= SIDE_PX
+    assert len(jpeg) <= 1.5 * MAX_BYTES
+
+
+def test_what_lies_beyond_the_frame_is_black():
+    white = np.full((100, 100, 3), 255, np.uint8)
+    jpeg = cut_picture(white, Square(-100.0, 0.0, 200.0))
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image[50, 50].max() < 20
+    assert image[50, 150].min() > 235
+    assert image[150, 150].max() < 20
+
+
+@given(
+    turn_deg=st.floats(-180.0, 180.0),
+    mirrored=st.booleans(),
+    size=st.floats(0.2, 5.0),
+    row=st.integers(0, 24),
+)
+def test_a_reference_lies_on_who_does_the_same(turn_deg, mirrored, size, row):
+    pattern = FORM_REFERENCE.patterns[0]
+    rows = np.arange(25)
+    body = np.full((25, 17, 2), np.nan)
+    for joint in range(5, 17):
+        for axis, name in enumerate(("forward", "up")):
+            signal = SIGNAL_NAMES.index(f"{KEYPOINT_NAMES[joint]}_{name}")
+            body[:, joint, axis] = pattern.mean[rows, signal]
+    turn = np.radians(turn_deg)
+    up = np.array([np.sin(turn), -np.cos(turn)])
+    across = np.array([-up[1], up[0]]) * (-1.0 if mirrored else 1.0)
+    frames = 500.0 + 300.0 * size * body @ np.stack([across, up])
+    laid = laid_over(frames[row], body[row], frames)
+    # Sizes are taken from the longest limbs, and upright is the mean of the repetition.
+    off_px = np.linalg.norm(laid - frames[row], axis=1)[5:].max()
+    assert off_px < 0.12 * 300.0 * size
+
+
+@given(keypoints=arrays.arrays(np.float64, (3, 17, 2), elements=st.floats(-1e6, 1e6)))
+def test_a_reference_is_laid_over_any_body_or_none(keypoints):
+    laid = laid_over(keypoints[0], keypoints[1] / 1e6, keypoints)
+    assert laid is None or np.isfinite(laid).all()
 
 
 def test_failed_report_leaves_the_old_one(tmp_path):

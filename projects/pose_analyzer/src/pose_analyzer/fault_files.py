@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -38,6 +38,7 @@ class RuleSpec(_Strict):
     statistic: Statistic
     mild: float = Field(allow_inf_nan=False)
     clear: float = Field(allow_inf_nan=False)
+    versus: Literal["other_side"] | None = None
 
     @model_validator(mode="after")
     def _apart(self) -> "RuleSpec":
@@ -68,6 +69,7 @@ class FaultSpec(_Strict):
                 mild=rule.mild,
                 clear=rule.clear,
                 priority=self.priority,
+                versus=rule.versus,
             )
             for rule in self.rules
             if exercise in rule.exercises

@@ -8,7 +8,7 @@ longest in the repetition, so that neither stature nor distance matters.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -21,12 +21,20 @@ _MIN_CONFIDENCE: Final = 0.4
 # Lengths are taken from the nearly longest, angles at rest from the first part of the repetition.
 _LONGEST: Final = 90.0
 _AT_REST_RATIO: Final = 0.1
+_AT_TURN_RATIO: Final = 0.1
 # No picture reaches further, and nobody's limb is shorter.
 _MAX_PX: Final = 1e6
 _MIN_LIMB_PX: Final = 1.0
+# Longer steps across the picture, in body lengths, are not along the line of sight.
+_MAX_STEP_ASIDE: Final = 0.25
+# A trunk that leans by less is upright.
+_UPRIGHT_DEG: Final = 20.0
+# Straight knees are off the line from hip to ankle by less: bent backwards, or seen wrongly.
+_MIN_KNEE_OFFSET_RATIO: Final = 0.03
 # Closer feet than this part of the hips' distance say nothing about knees between them.
 _MIN_STANCE_RATIO: Final = 0.8
 
+OneSide = Literal["left", "right"]
 Values = Float[np.ndarray, "frames"]
 Points = Float[np.ndarray, "frames 2"]
 
@@ -62,6 +70,9 @@ class Body:
         )
         at_rest_s = track.repetition.start_s + _AT_REST_RATIO * track.repetition.duration_s
         self.at_rest = track.times_s <= max(at_rest_s, float(track.times_s[1]))
+        self.around_turn = np.abs(track.times_s - track.repetition.turn_s) <= (
+            _AT_TURN_RATIO * track.repetition.duration_s
+        )
 
     def point(self, name: str, side: Side) -> Points:
         """A keypoint of one side, or the middle of both."""
@@ -83,11 +94,40 @@ class Body:
         return float(sum(self.length_px(first, second, side) for first, second in limbs))
 
     def forward(self) -> float:
-        """1 if the person faces the right of the picture, -1 the left; NaN if unknown."""
+        """1 if the person faces the right of the picture, -1 the left; NaN if unknown.
+
+        Knees bend forward, wherever one looks; where they hardly bend the face tells.
+        """
+        bent = _median(np.concatenate([self._knee_offset(side) for side in _SIDES]))
+        if abs(bent) > _MIN_KNEE_OFFSET_RATIO:
+            return float(np.sign(bent))
         ears = self.points[:, [Coco.LEFT_EAR, Coco.RIGHT_EAR], 0]
         ahead = (self.points[:, Coco.NOSE, 0, None] - ears).ravel()
         known = ahead[np.isfinite(ahead)]
         return float(np.sign(np.median(known))) if known.size else float("nan")
+
+    def _knee_offset(self, side: OneSide) -> Values:
+        """How far right of the line from hip to ankle the knee is, in body lengths."""
+        leg = self.point("ankle", side) - self.point("hip", side)
+        knee = self.point("knee", side) - self.point("hip", side)
+        length_px = np.hypot(leg[:, 0], leg[:, 1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            offset_px = (knee[:, 0] * leg[:, 1] - knee[:, 1] * leg[:, 0]) / length_px
+        offset: Values = np.where(length_px >= _MIN_LIMB_PX, offset_px, np.nan) / self.body_px(side)
+        return offset
+
+    def front_leg(self) -> OneSide | None:
+        """The leg that is in front in a lunge; None if that is not seen.
+
+        Wherever the camera stands, its shank is the more upright one around the turning point.
+        """
+        upright_px = {}
+        for side in _SIDES:
+            shank = self.point("ankle", side) - self.point("knee", side)
+            upright_px[side] = _median(shank[self.around_turn, 1])
+        if not np.isfinite(list(upright_px.values())).all():
+            return None
+        return "left" if upright_px["left"] >= upright_px["right"] else "right"
 
     def less_rest(self, values: Values) -> Values:
         """How much more it is than in the position the repetition starts from."""
@@ -126,10 +166,23 @@ def _trusted(track: RepetitionTrack, angle: str) -> Values:
 def _trunk_gain_deg(body: Body) -> tuple[Course, ...]:
     """How much further the trunk leans than at the turning point."""
     lean_deg = _trusted(body.track, "trunk_inclination")
-    at_turn = np.abs(body.track.times_s - body.track.repetition.turn_s) <= (
-        _AT_REST_RATIO * body.track.repetition.duration_s
-    )
-    return (Course("both", lean_deg - _median(lean_deg[at_turn])),)
+    return (Course("both", lean_deg - _median(lean_deg[body.around_turn])),)
+
+
+def _trunk_lean_deg(body: Body) -> tuple[Course, ...]:
+    """How far the trunk leans, either way."""
+    return (Course("both", _trusted(body.track, "trunk_inclination")),)
+
+
+def _neck_gain_deg(body: Body) -> tuple[Course, ...]:
+    """How much further the neck leans than the trunk; 0 while the trunk is upright.
+
+    Ears are ahead of the shoulders of whoever stands, but in line with a straight back that leans.
+    """
+    neck_deg = _trusted(body.track, "neck_inclination")
+    trunk_deg = _trusted(body.track, "trunk_inclination")
+    gain_deg = np.where(trunk_deg < _UPRIGHT_DEG, 0.0, neck_deg - trunk_deg)
+    return (Course("both", gain_deg),)
 
 
 def _hip_over_knee(body: Body, side: Side) -> Values:
@@ -162,6 +215,50 @@ def _shank_lean_deg(body: Body, side: Side) -> Values:
     """How far the knee leads the ankle; 0 with an upright shank."""
     shank = body.point("knee", side) - body.point("ankle", side)
     return _lean_deg(body, shank)
+
+
+def _of_front_leg(
+    of_legs: Callable[[Body, OneSide, OneSide], Values], body: Body
+) -> tuple[Course, ...]:
+    """Of the leg in front and the other one, as of the one in front."""
+    front = body.front_leg()
+    return () if front is None else (Course(front, of_legs(body, front, _OTHER[front])),)
+
+
+def _front_shank_lean_deg(body: Body, front: OneSide, rear: OneSide) -> Values:
+    """How far the front knee leads its ankle, away from the rear foot."""
+    shank = body.point("knee", front) - body.point("ankle", front)
+    step_px = body.point("ankle", front)[:, 0] - body.point("ankle", rear)[:, 0]
+    ahead = np.sign(_median(step_px[body.around_turn]))
+    lean_deg: Values = np.degrees(np.arctan2(ahead * shank[:, 0], -shank[:, 1]))
+    return lean_deg
+
+
+def _front_shank_inward_deg(body: Body, front: OneSide, rear: OneSide) -> Values:
+    """How far the front shank leans towards the middle of the body.
+
+    Only of steps along the line of sight: seen from aside a knee ahead of the foot looks off it.
+    """
+    shank = body.point("knee", front) - body.point("ankle", front)
+    inward = np.sign(_median(body.point("hip", rear)[:, 0] - body.point("hip", front)[:, 0]))
+    lean_deg = np.degrees(np.arctan2(inward * shank[:, 0], -shank[:, 1]))
+    with np.errstate(invalid="ignore"):
+        along_sight = _step_length(body, front, rear) <= _MAX_STEP_ASIDE
+    return np.where(along_sight, lean_deg, np.nan)
+
+
+def _rear_knee_height(body: Body, front: OneSide, rear: OneSide) -> Values:
+    """How high the rear knee is over the front ankle, in lengths of the front shank."""
+    height_px = body.point("ankle", front)[:, 1] - body.point("knee", rear)[:, 1]
+    height: Values = height_px / body.length_px("knee", "ankle", front)
+    return height
+
+
+def _step_length(body: Body, front: OneSide, rear: OneSide) -> Values:
+    """Distance of the ankles along the ground."""
+    apart_px = np.abs(body.point("ankle", front)[:, 0] - body.point("ankle", rear)[:, 0])
+    length: Values = apart_px / body.body_px(front)
+    return length
 
 
 def _ankle_rise(body: Body, side: Side) -> Values:
@@ -215,7 +312,8 @@ def _hands_apart(body: Body) -> tuple[Course, ...]:
     return (Course("both", np.abs(left[:, 1] - right[:, 1]) / body.body_px("both")),)
 
 
-_SIDES: Final[tuple[Side, Side]] = ("left", "right")
+_SIDES: Final[tuple[OneSide, OneSide]] = ("left", "right")
+_OTHER: Final[Mapping[OneSide, OneSide]] = {"left": "right", "right": "left"}
 _SIDE_VIEW: Final = (View.SIDE,)
 _FRONT_VIEW: Final = (View.FRONT,)
 _ANY_VIEW: Final = (View.FRONT, View.THREE_QUARTER, View.SIDE)
@@ -227,9 +325,19 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "hip_deg": Measure(partial(_angle, "hip"), "deg", _SIDE_VIEW),
     "knee_deg": Measure(partial(_angle, "knee"), "deg", _SIDE_VIEW),
     "trunk_gain_deg": Measure(_trunk_gain_deg, "deg", _SIDE_VIEW),
+    "trunk_lean_deg": Measure(_trunk_lean_deg, "deg", _SIDE_VIEW),
+    "neck_gain_deg": Measure(_neck_gain_deg, "deg", _SIDE_VIEW),
     "hip_over_knee": Measure(partial(_nearer_side, _hip_over_knee), "ratio", _ANY_VIEW),
     "knees_to_ankles": Measure(_knees_to_ankles, "ratio", _FRONT_VIEW),
     "shank_lean_deg": Measure(partial(_nearer_side, _shank_lean_deg), "deg", _SIDE_VIEW),
+    "front_shank_lean_deg": Measure(
+        partial(_of_front_leg, _front_shank_lean_deg), "deg", _SIDE_VIEW
+    ),
+    "front_shank_inward_deg": Measure(
+        partial(_of_front_leg, _front_shank_inward_deg), "deg", _FRONT_VIEW
+    ),
+    "rear_knee_height": Measure(partial(_of_front_leg, _rear_knee_height), "ratio", _SIDE_VIEW),
+    "step_length": Measure(partial(_of_front_leg, _step_length), "body_ratio", _SIDE_VIEW),
     "ankle_rise": Measure(partial(_nearer_side, _ankle_rise), "body_ratio", _SIDE_VIEW),
     "trunk_shortening": Measure(partial(_nearer_side, _trunk_shortening), "ratio", _SIDE_VIEW),
     "backward_lean_deg": Measure(partial(_nearer_side, _backward_lean_deg), "deg", _SIDE_VIEW),

@@ -1,8 +1,8 @@
 """The detector of unusual repetitions, with what it has seen of one person and exercise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from pose_analyzer.form_anomaly_detector import (
     MIN_REFERENCES,
@@ -26,7 +26,7 @@ class AnomalyState:
     """One person's own good repetitions, by view."""
 
     seen: Mapping[str, tuple[RepetitionFeatures, ...]] = field(default_factory=dict)
-    """The first few."""
+    """The first few, and the newest of those since."""
     references: Mapping[str, References] = field(default_factory=dict)
     """Once there are enough."""
 
@@ -64,12 +64,33 @@ def judge_anomaly(
 def remember(
     state: AnomalyState, view: str, features: RepetitionFeatures, model: FormModel
 ) -> AnomalyState:
-    """Learn from one good repetition, until there are enough."""
-    if view in state.references:
+    """Learn from one good repetition.
+
+    Once there is a baseline, only what it calls normal joins it: slow change is followed, a fault
+    is not learned.
+    """
+    seen = (*state.seen.get(view, ()), features)
+    known = state.references.get(view)
+    if known is None:
+        seen = seen[-MIN_REFERENCES:]
+    elif judge(features, known, model).verdict != "normal":
         return state
-    seen = (*state.seen.get(view, ()), features)[-MIN_REFERENCES:]
+    seen = tuple(newest(seen))
     state = replace(state, seen={**state.seen, view: seen})
     references = learn_references(seen, model)
     if references is None:
         return state
     return replace(state, references={**state.references, view: references})
+
+
+MAX_REFERENCES: Final = 8
+_Item = TypeVar("_Item")
+
+
+def newest(seen: Sequence[_Item]) -> list[_Item]:
+    """What a baseline keeps: what it began with, and the newest since, `MAX_REFERENCES` in all.
+
+    The beginning stays, so that it cannot drift into a fault by small steps.
+    """
+    begun, since = seen[:MIN_REFERENCES], seen[MIN_REFERENCES:]
+    return [*begun, *since[-(MAX_REFERENCES - MIN_REFERENCES) :]]

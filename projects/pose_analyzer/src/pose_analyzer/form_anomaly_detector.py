@@ -92,6 +92,19 @@ class PersonalModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LinearModel:
+    """A logistic regression, with the scaling of its columns worked into the weights."""
+
+    weights: Float[np.ndarray, "columns"]
+    bias: float
+
+    def log_odds(self, columns: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "n"]:
+        """Of being faulty."""
+        odds: Float[np.ndarray, "n"] = columns @ self.weights + self.bias
+        return odds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GeneralModel:
     """Judges by the repetition alone."""
 
@@ -99,8 +112,10 @@ class GeneralModel:
     """Mean of correct repetitions, for signals that are not known."""
     trees: Trees
     forest: Trees
+    linear: LinearModel
+    """Errs on other people than the trees do."""
     decision: Decision
-    """On log odds of the trees."""
+    """On `general_measures`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,13 +187,20 @@ def learn_references(
         return None
     course = in_units(seen)
     trajectory = closer_image(course, course.trajectory[0])
-    spread = model.personal.spread
     filled = _filled(trajectory, _mean_known(trajectory))
-    tempo = np.nan_to_num(course.tempo)
-    held, weights = leave_one_out(filled, tempo, spread)
-    base = base_measures(differences(held, spread), model.personal.axes)
+    return references_of(filled, np.nan_to_num(course.tempo), model.personal)
+
+
+def references_of(
+    trajectory: Float[np.ndarray, "r 50 39"],
+    tempo: Float[np.ndarray, "r 2"],
+    model: PersonalModel,
+) -> References:
+    """Repetitions in units of about one, of one side and without gaps, as a baseline."""
+    held, weights = leave_one_out(trajectory, tempo, model.spread)
+    base = base_measures(differences(held, model.spread), model.axes)
     own = np.stack([base.mean(axis=0), base.max(axis=0)])
-    return References(Course(filled, filled, tempo), weights, own)
+    return References(Course(trajectory, trajectory, tempo), weights, own)
 
 
 def judge(features: RepetitionFeatures, references: References | None, model: FormModel) -> Anomaly:
@@ -223,8 +245,7 @@ def _judge_personal(
 
 def _judge_general(course: Course, model: GeneralModel, known_ratio: float) -> Anomaly:
     images = general_columns(course, model)
-    measures = np.mean([tree_measures(model.trees, columns) for columns in images], axis=0)
-    decided = _decided(model.decision, measures, "general", known_ratio)
+    decided = _decided(model.decision, general_measures(images, model), "general", known_ratio)
     return replace(decided, isolation=min(_isolation(model.forest, c) for c in images))
 
 
@@ -314,6 +335,26 @@ def general_columns(
         for image in (course.trajectory, course.mirrored)
     )
     return plain, mirrored
+
+
+def general_measures(
+    images: tuple[Float[np.ndarray, "n columns"], Float[np.ndarray, "n columns"]],
+    model: GeneralModel,
+) -> Float[np.ndarray, "n 1"]:
+    """Log odds of the trees and a part of the linear model's, mean of both images.
+
+    The part makes both count about alike: the linear model's log odds are some four times as wide
+    (benchmarks/form_evaluation.py).
+    """
+    both = [
+        tree_measures(model.trees, columns) + _LINEAR_PART * model.linear.log_odds(columns)[:, None]
+        for columns in images
+    ]
+    measures: Float[np.ndarray, "n 1"] = np.mean(both, axis=0)
+    return measures
+
+
+_LINEAR_PART: Final = 0.25
 
 
 def _isolation(forest: Trees, columns: Float[np.ndarray, "1 columns"]) -> float:

@@ -18,10 +18,10 @@ from pose_analyzer.types import View
 UPDATE_WEIGHT: Final = 0.1
 """Of an accepted repetition in the pattern it joins."""
 # Points a repetition must have to be learned from: by the general reference, strangers' correct
-# repetitions have some 83 on average and incorrect ones 51; by the person's own 77 and 10
-# (benchmarks/form_scores.py).
+# repetitions have some 83 on average and incorrect ones 54; by the person's own 87 and 20, nine of
+# ten correct ones 60 or more, nine of ten incorrect ones less (benchmarks/form_scores.py).
 _MIN_GENERAL: Final = 70.0
-_MIN_OWN: Final = 50.0
+_MIN_OWN: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

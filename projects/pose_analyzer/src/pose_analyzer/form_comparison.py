@@ -1,5 +1,6 @@
 """How one repetition differs from a pattern, moment by moment and signal by signal."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,13 +8,27 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from pose_analyzer.form_measures import PAIRS, FormMeasures, Image, shown_signals
-from pose_analyzer.form_references import Pattern
+from pose_analyzer.form_references import Mode, Pattern
+from pose_analyzer.form_types import Component
 from pose_analyzer.phase_alignment import align, rows_at
 from pose_analyzer.repetition_features import SIGNAL_NAMES
 
 # Further off than so many standard deviations it does not matter how far: a keypoint that jumps
 # away must not outweigh the rest of the body.
-_MOST: Final = 6.0
+MOST_SD: Final = 6.0
+# Loss at the limit below which nineteen of twenty correct repetitions stay. The same for all
+# movements: by a general reference so steep that correct and incorrect repetitions of strangers lie
+# some 20 points apart in the hardest movement, and correct ones keep about 80. People stray far
+# less from themselves than faults do, so that a personal one need not be steep: it leaves 60 points
+# at the limit (benchmarks/form_scores.py).
+AT_LIMIT: Final[Mapping[Mode, Mapping[Component, float]]] = {
+    "general": {Component.DEVIATION: 1.25, Component.SYMMETRY: 0.35},
+    "personal": {Component.DEVIATION: 0.5, Component.SYMMETRY: 0.35},
+}
+MAX_LOSS: Final = 3.0
+"""Of one component."""
+MIN_SIGNALS: Final = 3
+"""Fewer are no body to judge."""
 _LEFT: Final = np.array([left for left, _ in PAIRS])
 _RIGHT: Final = np.array([right for _, right in PAIRS])
 
@@ -73,7 +88,7 @@ def _compared(image: Image, pattern: Pattern, shown: Bool[np.ndarray, "39"]) -> 
     strangeness = strangeness + _squared(differences - offsets, scatter.courses).mean(axis=0)
     both = judged[_LEFT] & judged[_RIGHT]
     lopsided = differences[:, _LEFT] - differences[:, _RIGHT]
-    asymmetries = np.clip(lopsided / scatter.asymmetry, -_MOST, _MOST)
+    asymmetries = np.clip(lopsided / scatter.asymmetry, -MOST_SD, MOST_SD)
     return Comparison(
         image=image,
         rows=alignment.rows,
@@ -91,7 +106,7 @@ def _compared(image: Image, pattern: Pattern, shown: Bool[np.ndarray, "39"]) -> 
 def _squared(
     values: Float[np.ndarray, "*rows 39"], scale: Float[np.ndarray, "*rows 39"]
 ) -> Float[np.ndarray, "*rows 39"]:
-    squared: Float[np.ndarray, "*rows 39"] = np.minimum((values / scale) ** 2, _MOST**2)
+    squared: Float[np.ndarray, "*rows 39"] = np.minimum((values / scale) ** 2, MOST_SD**2)
     return squared
 
 
@@ -102,3 +117,8 @@ def _rms(values: Float[np.ndarray, "rows columns"]) -> float:
 def columns_of(signals: tuple[str, ...]) -> Bool[np.ndarray, "39"]:
     """Which columns the named signals are."""
     return np.array([name in signals for name in SIGNAL_NAMES])
+
+
+def beyond(value: float, limits: tuple[float, float]) -> float:
+    """0 up to the first limit, 1 at the second, straight on from there."""
+    return max(0.0, (value - limits[0]) / (limits[1] - limits[0]))

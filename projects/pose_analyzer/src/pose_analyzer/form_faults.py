@@ -4,14 +4,15 @@ What cannot be seen from here is never a fault; it is listed with the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool
 
 from pose_analyzer.fault_measures import MEASURES, Body, Course
-from pose_analyzer.form_types import CannotJudge, Fault, Reason, RepetitionTrack
+from pose_analyzer.form_types import CannotJudge, Fault, Reason, RepetitionTrack, Side
 
 Part = Literal["all", "out", "full", "back"]
 """Of a repetition: the whole, the way out, around the turning point, the way back."""
@@ -43,6 +44,15 @@ class FaultRule:
     """… and where it is clear (severity 1); it lies on the bad side of `mild`."""
     priority: int
     """Faults that may hurt come first: the larger, the earlier."""
+    versus: Literal["other_side"] | None = None
+    """What is bounded: the measure, or by what part it is smaller than in the latest repetition of
+    the other side (or that one than this)."""
+
+
+SideAmounts = Mapping[str, Mapping[Side, float]]
+"""What rules that compare sides measured in the latest repetition of each, by measure."""
+_NO_AMOUNTS: Final[SideAmounts] = MappingProxyType({})
+_OTHER_SIDE: Final[Mapping[Side, Side]] = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +64,16 @@ class FaultFindings:
     absent: tuple[str, ...]
     """Faults that could be seen, and are not there."""
     cannot_judge: tuple[CannotJudge, ...]
+    amounts: SideAmounts = field(default_factory=dict)
+    """Of this and earlier repetitions, to be handed over with the next."""
 
 
 NO_FINDINGS: Final = FaultFindings((), (), ())
 
 
-def look_for_faults(track: RepetitionTrack, rules: Sequence[FaultRule]) -> FaultFindings:
+def look_for_faults(
+    track: RepetitionTrack, rules: Sequence[FaultRule], amounts: SideAmounts = _NO_AMOUNTS
+) -> FaultFindings:
     """Apply all rules of the exercise to one repetition.
 
     Parameters
@@ -68,26 +82,35 @@ def look_for_faults(track: RepetitionTrack, rules: Sequence[FaultRule]) -> Fault
         The repetition's frames.
     rules
         Of its exercise. Where several are about the same fault, the worst counts.
+    amounts
+        What the findings of the repetition before say.
     """
     if len(track.times_s) < 2 or not np.all(np.diff(track.times_s) > 0.0):
         reasons = dict.fromkeys(rule.fault for rule in rules)
-        return FaultFindings((), (), tuple(CannotJudge(f, Reason.CONFIDENCE) for f in reasons))
+        cannot_judge = tuple(CannotJudge(fault, Reason.CONFIDENCE) for fault in reasons)
+        return FaultFindings((), (), cannot_judge, amounts)
     body = Body(track)
     courses: dict[str, tuple[Course, ...]] = {}
     faults: dict[str, tuple[int, Fault]] = {}
     seen: dict[str, bool] = {}
     unseen: dict[str, Reason] = {}
     for rule in rules:
-        measure = MEASURES[rule.measure]
-        if track.view not in measure.views:
+        if track.view not in MEASURES[rule.measure].views:
             unseen.setdefault(rule.fault, Reason.VIEW)
             continue
         if rule.measure not in courses:
-            courses[rule.measure] = measure.courses(body)
-        judged = [_judge(rule, course, track) for course in courses[rule.measure]]
-        known = [one for one in judged if one is not None]
+            courses[rule.measure] = MEASURES[rule.measure].courses(body)
+        known = [
+            one
+            for course in courses[rule.measure]
+            if (one := _measured(rule, course, track)) is not None
+        ]
+        reason = Reason.CONFIDENCE
+        if known and rule.versus is not None:
+            known, amounts = _compared(rule, known, amounts)
+            reason = Reason.NO_REFERENCE
         if not known:
-            unseen.setdefault(rule.fault, Reason.CONFIDENCE)
+            unseen.setdefault(rule.fault, reason)
             continue
         seen[rule.fault] = True
         worst = max(known, key=lambda fault: fault.severity)
@@ -102,10 +125,37 @@ def look_for_faults(track: RepetitionTrack, rules: Sequence[FaultRule]) -> Fault
         cannot_judge=tuple(
             CannotJudge(fault, reason) for fault, reason in unseen.items() if fault not in seen
         ),
+        amounts=amounts,
     )
 
 
-def _judge(rule: FaultRule, course: Course, track: RepetitionTrack) -> Fault | None:
+def _compared(
+    rule: FaultRule, known: Sequence[Fault], amounts: SideAmounts
+) -> tuple[list[Fault], SideAmounts]:
+    """Compare with the latest repetition of the other side, if any; amounts now include these."""
+    before = amounts.get(rule.measure, {})
+    now: dict[Side, float] = {fault.side: fault.amount for fault in known if fault.side is not None}
+    found = []
+    for side, amount in now.items():
+        other = before.get(_OTHER_SIDE[side]) if side in _OTHER_SIDE else None
+        if other is None or not min(other, amount) > 0.0:
+            continue
+        part = 1.0 - min(other, amount) / max(other, amount)
+        smaller = side if amount < other else _OTHER_SIDE[side]
+        severity = _severity(rule, part)
+        found += [
+            replace(fault, side=smaller, amount=part, unit="ratio", severity=severity)
+            for fault in known
+            if fault.side == side
+        ]
+    return found, {**amounts, rule.measure: {**before, **now}}
+
+
+def _severity(rule: FaultRule, amount: float) -> float:
+    return min((amount - rule.mild) / (rule.clear - rule.mild), 1.0)
+
+
+def _measured(rule: FaultRule, course: Course, track: RepetitionTrack) -> Fault | None:
     """How far the rule is broken, severity below 0 if it is kept; None if that is not seen."""
     frames = np.flatnonzero(_PARTS[rule.part](track))
     values = course.values[frames]
@@ -115,10 +165,9 @@ def _judge(rule: FaultRule, course: Course, track: RepetitionTrack) -> Fault | N
     frames, values = frames[known], values[known]
     amount = float(np.percentile(values, _PERCENTILES[rule.statistic]))
     worst = int(frames[np.argmin(np.abs(values - amount))])
-    severity = (amount - rule.mild) / (rule.clear - rule.mild)
     return Fault(
         name=rule.fault,
-        severity=min(severity, 1.0),
+        severity=_severity(rule, amount),
         joint=rule.joint,
         side=course.side,
         phase=track.phases[worst],

@@ -18,15 +18,16 @@ from pose_analyzer.form_baseline import (
     is_acceptable,
 )
 from pose_analyzer.form_coach import CoachConfig, CoachState, CoachTexts, advise
-from pose_analyzer.form_faults import FaultRule, look_for_faults
+from pose_analyzer.form_faults import FaultRule, SideAmounts, look_for_faults
 from pose_analyzer.form_measures import measure_form
 from pose_analyzer.form_references import FormReference
 from pose_analyzer.form_scorer import score_measures
 from pose_analyzer.form_session import SessionConfig, SessionState, recognised
 from pose_analyzer.form_types import FormUpdate, RepetitionTrack
+from pose_analyzer.live_form import LiveForm, LiveFormState, follow_form
 from pose_analyzer.repetition_tracks import AROUND_S, first_s, last_s, track_of
-from pose_analyzer.temporal_analyzer import CounterState
-from pose_analyzer.types import PersonFrame
+from pose_analyzer.temporal_analyzer import CounterState, Movement
+from pose_analyzer.types import PersonFrame, Phase
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +40,8 @@ class ExerciseForm:
     reference: FormReference | None = None
     keep_reference: bool = False
     """Somebody chose it: nobody's own repetitions take its place."""
+    own: FormReference | None = None
+    """What earlier sessions taught of this person's own way; it takes the reference's place."""
     models: Mapping[str, FormModel] = field(default_factory=dict)
     """By view."""
 
@@ -62,6 +65,8 @@ class Learned:
     coach: CoachState = field(default_factory=CoachState)
     baseline: PersonalBaseline | None = None
     anomalies: AnomalyState = field(default_factory=AnomalyState)
+    amounts: SideAmounts = field(default_factory=dict)
+    """Of the latest repetition of each side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +77,10 @@ class JudgeState:
     """Those a repetition not yet judged may need."""
     learned: Mapping[str, Learned] = field(default_factory=dict)
     """By exercise."""
+    live: LiveFormState = field(default_factory=LiveFormState)
+    """Of the repetition under way."""
+    now: LiveForm | None = None
+    """How the latest frame compares; None between repetitions and where nothing can be judged."""
 
 
 # While no exercise is recognised, so much is kept for the repetitions that will show which it is.
@@ -113,6 +122,7 @@ def step(
         return _trimmed(state, person.time_s - _UNRECOGNISED_S), ()
     counter = counted.counters[index]
     state, updates = _judge_ended(config, state, counter, person.time_s)
+    state = _followed(config, state, session.movements[index], counter, person)
     return _trimmed(state, _needed_from_s(state, counter, person.time_s)), updates
 
 
@@ -126,6 +136,12 @@ def finish(
     return _judge_ended(config, state, counted.counters[index], float("inf"))
 
 
+def n_settled(state: JudgeState, exercise: str) -> int:
+    """How many of the repetitions counted of an exercise are done with."""
+    known = state.learned.get(exercise)
+    return 0 if known is None else known.n_judged
+
+
 def forget_counts(state: JudgeState) -> JudgeState:
     """Begin to count anew; what was learned of the person stays."""
     return JudgeState(
@@ -136,6 +152,35 @@ def forget_counts(state: JudgeState) -> JudgeState:
     )
 
 
+def _followed(
+    config: JudgeConfig,
+    state: JudgeState,
+    movement: Movement,
+    counter: CounterState,
+    person: PersonFrame,
+) -> JudgeState:
+    """Compare the frame with the reference, as part of the repetition under way."""
+    form = config.exercises.get(movement.exercise)
+    rest = Phase.TOP if movement.eccentric_first else Phase.BOTTOM
+    # Nobody rests for long within a repetition, but some wait for long between two.
+    if form is None or person.phase is rest:
+        return replace(state, live=LiveFormState(), now=None)
+    live = LiveFormState() if len(counter.trace) <= 1 else state.live
+    learned = state.learned.get(movement.exercise) or _nothing_learned(movement.exercise, form)
+    live, now = follow_form(_reference(form, learned, person.view.yaw_deg), live, person)
+    return replace(state, live=live, now=now)
+
+
+def _reference(
+    form: ExerciseForm, learned: Learned, yaw_deg: float, *, returns_only: bool = False
+) -> FormReference | None:
+    """What somebody is compared with: their own way once it is known from here."""
+    own = None if learned.baseline is None else learned.baseline.reference()
+    if own is None or own.pattern_at(yaw_deg, returns_only=returns_only) is None:
+        return form.reference
+    return own
+
+
 def _judge_ended(
     config: JudgeConfig, state: JudgeState, counter: CounterState, now_s: float
 ) -> tuple[JudgeState, tuple[FormUpdate, ...]]:
@@ -143,7 +188,7 @@ def _judge_ended(
         return state, ()
     exercise = counter.repetitions[0].exercise
     known = state.learned.get(exercise)
-    n_judged = 0 if known is None else known.n_judged
+    n_judged = n_settled(state, exercise)
     if n_judged == len(counter.repetitions):
         return state, ()
     form = config.exercises.get(exercise)
@@ -172,6 +217,8 @@ def _judge_ended(
 def _nothing_learned(exercise: str, form: ExerciseForm | None) -> Learned:
     if form is None or form.keep_reference:
         return Learned()
+    if form.own is not None:
+        return Learned(baseline=from_reference(form.own))
     if form.reference is not None and form.reference.mode == "personal":
         return Learned(baseline=from_reference(form.reference))
     return Learned(baseline=PersonalBaseline(exercise, form.signals))
@@ -182,11 +229,9 @@ def _judge(
 ) -> tuple[Learned, FormUpdate]:
     """Judge one repetition, and learn from it if it was good."""
     measures = measure_form(track)
-    own = None if learned.baseline is None else learned.baseline.reference()
-    if own is None or own.pattern_at(measures.yaw_deg, returns_only=measures.returns_only) is None:
-        own = form.reference
-    score = score_measures(measures, track, own)
-    findings = look_for_faults(track, form.rules)
+    reference = _reference(form, learned, measures.yaw_deg, returns_only=measures.returns_only)
+    score = score_measures(measures, track, reference)
+    findings = look_for_faults(track, form.rules, learned.amounts)
     view = track.view.value
     model = form.models.get(view)
     anomaly = None
@@ -194,8 +239,9 @@ def _judge(
         anomaly = judge_anomaly(learned.anomalies, view, measures.features, model)
     number = track.repetition.number
     coach, cue = advise(config.coach, config.texts, learned.coach, findings, number, now_s)
-    learned = replace(learned, coach=coach)
-    if not findings.faults and is_acceptable(score):
+    learned = replace(learned, coach=coach, amounts=findings.amounts)
+    accepted = not findings.faults and is_acceptable(score)
+    if accepted:
         anomalies = learned.anomalies
         if model is not None and not measures.returns_only:
             anomalies = remember(anomalies, view, measures.features, model)
@@ -214,6 +260,9 @@ def _judge(
         cannot_judge=findings.cannot_judge,
         anomaly=anomaly,
         cue=cue,
+        exercise=track.repetition.exercise,
+        yaw_deg=measures.yaw_deg,
+        accepted=accepted,
     )
 
 
@@ -221,8 +270,7 @@ def _needed_from_s(state: JudgeState, counter: CounterState, now_s: float) -> fl
     """From when on frames may belong to a repetition that is still to be judged."""
     from_s = counter.trace[0][0] if counter.trace else now_s
     if counter.repetitions:
-        known = state.learned.get(counter.repetitions[0].exercise)
-        n_judged = 0 if known is None else known.n_judged
+        n_judged = n_settled(state, counter.repetitions[0].exercise)
         if n_judged < len(counter.repetitions):
             from_s = min(from_s, first_s(counter.repetitions[n_judged]))
     return max(from_s - 2.0 * AROUND_S, now_s - _LONGEST_S)

@@ -1,7 +1,7 @@
 """Everything form is judged by, read from files: references, faults, texts, models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pose_analyzer.errors import UnknownNameError
@@ -18,7 +18,7 @@ from pose_analyzer.form_judge import ExerciseForm, JudgeConfig
 from pose_analyzer.form_model_file import SHIPPED, FormModels, load_models
 from pose_analyzer.form_references import FormReference, signals_for
 from pose_analyzer.form_types import FormChoice
-from pose_analyzer.reference_files import load_references, select_reference
+from pose_analyzer.reference_files import load_references, parse_reference, select_reference
 from pose_analyzer.settings import Settings
 from pose_analyzer.types import View
 
@@ -96,12 +96,17 @@ class FormLibrary:
         InvalidReferenceError
             If a file is invalid.
         """
-        references = self.references()
+        stored = _parsed(choice.documents)
+        references = {**self.references(), **{one.name: one for one in stored}}
+        own = {one.exercise: one for one in _parsed(choice.own)}
         chosen = _chosen_exercise(references, exercises, choice.reference)
         return JudgeConfig(
             exercises={
-                exercise.name: self._form_of(
-                    exercise, references, choice.reference if exercise.name == chosen else None
+                exercise.name: replace(
+                    self._form_of(
+                        exercise, references, choice.reference if exercise.name == chosen else None
+                    ),
+                    own=own.get(exercise.name),
                 )
                 for exercise in exercises
             },
@@ -148,6 +153,10 @@ def load_form_library(folders: FormFolders) -> FormLibrary:
     )
     library.references()
     return library
+
+
+def _parsed(documents: Sequence[str]) -> list[FormReference]:
+    return [parse_reference(document, "a stored reference") for document in documents]
 
 
 def _chosen_exercise(

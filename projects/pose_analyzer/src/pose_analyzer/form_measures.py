@@ -40,7 +40,7 @@ IS_ANGLE: Final = np.array([name.endswith("_deg") for name in SIGNAL_NAMES])
 _DURATION: Final = SUMMARY_NAMES.index("duration_s")
 
 # A keypoint is judged if it was seen so surely in so many of the frames.
-_MIN_CONFIDENCE: Final = 0.4
+MIN_CONFIDENCE: Final = 0.4
 _MIN_SEEN_RATIO: Final = 0.7
 # An angle, if it was trusted in so many; those at the extremes are the least certain ones.
 _MIN_TRUSTED_RATIO: Final = 0.5
@@ -93,7 +93,7 @@ def measure_form(track: RepetitionTrack) -> FormMeasures:
     # A body without extent has no directions: its signals are NaN.
     with np.errstate(all="ignore"):
         features = measure_repetition(track.times_s, keypoints_px, track.confidences)
-    seen = np.isfinite(keypoints_px).all(axis=2) & (track.confidences >= _MIN_CONFIDENCE)
+    seen = np.isfinite(keypoints_px).all(axis=2) & (track.confidences >= MIN_CONFIDENCE)
     sure: Bool[np.ndarray, "17"] = seen.mean(axis=0) >= _MIN_SEEN_RATIO
     trusted: Bool[np.ndarray, "12"] = track.angles_trusted.mean(axis=0) >= _MIN_TRUSTED_RATIO
     placed = _shown(View.FRONT, sure, trusted, swapped=features.swapped)[_PLACES]
@@ -183,6 +183,34 @@ def angle_of(signal: str) -> str | None:
     """Name of the anatomical angle that a signal stands for, as in `skeletons.ANGLE_NAMES`."""
     part = signal.removesuffix("_deg")
     return part if part in ANGLE_NAMES else "trunk_inclination" if part == "trunk_lean" else None
+
+
+def joint_of(signal: str, view: View, *, swapped: bool) -> str:
+    """What a signal is called: an angle, or a place and the direction in which it is off."""
+    if swapped:
+        signal = other_side(signal)
+    part, _, kind = signal.rpartition("_")
+    if kind == "up":
+        return f"{part}_height"
+    if kind == "forward":
+        return f"{part}_sideways" if view is View.FRONT else f"{part}_forward"
+    if part == "trunk_lean":
+        return "trunk_lean_sideways" if view is View.FRONT else "trunk_inclination"
+    return part
+
+
+def other_side(name: str) -> str:
+    """``left_knee`` for ``right_knee`` and the other way round; other names stay."""
+    if "left" in name:
+        return name.replace("left", "right")
+    return name.replace("right", "left")
+
+
+def shown_at(
+    view: View, sure: Bool[np.ndarray, "17"], trusted: Bool[np.ndarray, "12"]
+) -> Bool[np.ndarray, "39"]:
+    """Which signals a view shows, given which keypoints are sure and which angles trusted."""
+    return _shown(view, sure, trusted, swapped=False)
 
 
 def log_dimensionless_jerk(

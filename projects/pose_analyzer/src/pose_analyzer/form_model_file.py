@@ -1,5 +1,6 @@
 """Keep form models as plain arrays in one .npz file, which holds no code and is never unpickled."""
 
+import lzma
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from pose_analyzer.form_anomaly_detector import (
     FaultAxes,
     FormModel,
     GeneralModel,
+    LinearModel,
     PersonalModel,
 )
 from pose_analyzer.form_trees import Trees
 from pose_analyzer.repetition_features import SIGNAL_NAMES
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the file's layout, and of what features mean: a file of another version is refused."""
 SHIPPED: Final = Path(__file__).parent / "data" / "form_models.npz"
 ANY: Final = "any"
@@ -68,8 +70,21 @@ def save_models(models: Sequence[FormModel], path: Path) -> None:
             arrays |= _of_decision(f"{name}/general/decision", general.decision)
             arrays |= _of_trees(f"{name}/general/trees", general.trees)
             arrays |= _of_trees(f"{name}/general/forest", general.forest)
+            # Single precision: columns differ in size by more than half precision bears.
+            weights = [general.linear.bias, *general.linear.weights]
+            arrays[f"{name}/general/linear"] = np.array(weights, dtype=np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    _write(path, arrays)
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As `np.savez_compressed` does, but with LZMA, which packs trees better."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_LZMA
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def load_models(path: Path = SHIPPED) -> FormModels:
@@ -87,7 +102,9 @@ def load_models(path: Path = SHIPPED) -> FormModels:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         return _read(path, arrays)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (
+        OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, lzma.LZMAError,
+    ) as error:  # fmt: skip
         raise InvalidFormModelError(str(path), str(error)) from error
     except (KeyError, IndexError, AttributeError) as error:
         raise InvalidFormModelError(str(path), f"it has no {error}") from error
@@ -116,10 +133,12 @@ def _read(path: Path, arrays: Mapping[str, np.ndarray]) -> FormModels:
                 _trees(f"{name}/personal/forest", arrays),
             )
         if f"{name}/general/expected" in arrays:
+            bias, *weights = arrays[f"{name}/general/linear"].astype(np.float64).tolist()
             general = GeneralModel(
                 arrays[f"{name}/general/expected"].astype(np.float64),
                 _trees(f"{name}/general/trees", arrays),
                 _trees(f"{name}/general/forest", arrays),
+                LinearModel(np.array(weights), bias),
                 _decision(f"{name}/general/decision", arrays),
             )
         models[exercise, view] = FormModel(exercise, view, personal, general)

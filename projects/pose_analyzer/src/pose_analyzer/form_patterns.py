@@ -30,6 +30,8 @@ _BETWEEN_PEOPLE: Final = 1.8
 _FLOOR: Final = np.where(IS_ANGLE, 1.5, 0.007)
 N_OWN: Final = 3
 """Repetitions that a personal pattern is usually made of."""
+# How many repetitions of one's own weigh as much as what others' scatter tells of one's own.
+_LENT_COUNTS: Final = 2
 _LEFT: Final = np.array([left for left, _ in PAIRS])
 _RIGHT: Final = np.array([right for _, right in PAIRS])
 
@@ -78,16 +80,44 @@ def taught_pattern(
     # What is lent holds for a mean of three; the mean of fewer is itself less certain.
     widened = np.sqrt((1.0 + 1.0 / len(repetitions)) / (1.0 + 1.0 / N_OWN))
     lent = pattern.scatter
+    lent = replace(
+        lent,
+        offsets=lent.offsets * widened,
+        courses=lent.courses * widened,
+        ranges=lent.ranges * widened,
+        asymmetry=lent.asymmetry * widened,
+    )
+    scatter = _widened_by(lent, _oriented(repetitions, pattern.mean), pattern.mean)
+    return replace(pattern, n_people=1, scatter=scatter)
+
+
+def _widened_by(lent: Scatter, signals: Signals, mean: Float[np.ndarray, "25 39"]) -> Scatter:
+    """Scatter of somebody whose repetitions lie so far apart, never less than what is lent.
+
+    Variances of a few repetitions are pooled with the lent one as if that came of `_LENT_COUNTS`
+    more (the mean of an inverse gamma posterior; Gelman et al. 2013, "Bayesian Data Analysis",
+    section 2.6). They only widen: repetitions in a row are more alike than those of another day.
+    """
+    n_free = len(signals) - 1
+    if n_free < 1:
+        return lent
+    residuals = signals - mean
+    offsets = residuals.mean(axis=1)
+    lopsided = residuals[:, :, _LEFT] - residuals[:, :, _RIGHT]
+    ranges = np.ptp(signals, axis=1)
+
+    def pooled(lent_sd: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        known = np.where(np.isfinite(squares), squares, n_free * lent_sd**2)
+        variance = (_LENT_COUNTS * lent_sd**2 + known) / (_LENT_COUNTS + n_free)
+        sd: np.ndarray = np.maximum(lent_sd, np.sqrt(variance))
+        return sd
+
     return replace(
-        pattern,
-        n_people=1,
-        scatter=replace(
-            lent,
-            offsets=lent.offsets * widened,
-            courses=lent.courses * widened,
-            ranges=lent.ranges * widened,
-            asymmetry=lent.asymmetry * widened,
-        ),
+        lent,
+        offsets=pooled(lent.offsets, (offsets**2).sum(axis=0)),
+        courses=pooled(lent.courses, ((residuals - offsets[:, None]) ** 2).sum(axis=0)),
+        ranges=pooled(lent.ranges, ((ranges - ranges.mean(axis=0)) ** 2).sum(axis=0)),
+        asymmetry=pooled(lent.asymmetry, (lopsided**2).mean(axis=1).sum(axis=0)),
     )
 
 
@@ -200,9 +230,13 @@ def _own_scatter(
             ranges.append(np.ptp(signals, axis=1) - np.ptp(pattern.mean, axis=0))
             durations += [np.log(r.duration_s) - pattern.log_duration for r in rest]
             smoothness += [r.smoothness - pattern.smoothness for r in rest]
-            pairs += [(pattern, r) for r in rest]
+            pairs.append((pattern, _oriented(own, pattern.mean), rest))
     scatter = _scatter_of(np.concatenate(residuals), np.concatenate(ranges), durations, smoothness)
-    compared = [compare(r, replace(p, scatter=scatter, view=view), wanted) for p, r in pairs]
+    compared = []
+    for pattern, shown, rest in pairs:
+        own_scatter = _widened_by(scatter, shown, pattern.mean)
+        alone = replace(pattern, scatter=own_scatter, view=view)
+        compared += [compare(repetition, alone, wanted) for repetition in rest]
     return _with_limits(scatter, [(c.deviation, c.asymmetry) for c in compared])
 
 

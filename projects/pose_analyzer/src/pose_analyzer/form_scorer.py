@@ -5,15 +5,31 @@ growing. The total is ``100 exp(-sum of losses)``, so that it stays between 0 an
 lacks is shared among the losses in proportion. What this camera does not show loses nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 
-from pose_analyzer.form_comparison import Comparison, columns_of, compare
-from pose_analyzer.form_measures import IS_ANGLE, PAIRS, FormMeasures, angle_of, measure_form
+from pose_analyzer.form_comparison import (
+    AT_LIMIT,
+    MAX_LOSS,
+    MIN_SIGNALS,
+    Comparison,
+    beyond,
+    columns_of,
+    compare,
+)
+from pose_analyzer.form_measures import (
+    IS_ANGLE,
+    PAIRS,
+    FormMeasures,
+    angle_of,
+    joint_of,
+    measure_form,
+    other_side,
+)
 from pose_analyzer.form_references import FormReference, Pattern
 from pose_analyzer.form_types import (
     CannotJudge,
@@ -28,20 +44,13 @@ from pose_analyzer.form_types import (
 from pose_analyzer.repetition_features import SIGNAL_NAMES
 from pose_analyzer.types import Phase, View
 
-# Loss at the limit below which nineteen of twenty correct repetitions stay. The same for all
-# movements and references: so steep that correct and incorrect repetitions of strangers lie some 20
-# points apart in the hardest movement, and correct ones keep about 80 (benchmarks/form_scores.py).
-_AT_LIMIT: Final = {Component.DEVIATION: 1.25, Component.SYMMETRY: 0.35}
 # Loss per standard deviation beyond what is free.
 _PER_SD: Final = {Component.SMOOTHNESS: 0.05, Component.RANGE: 0.08, Component.TEMPO: 0.1}
 _FREE_SD: Final = {Component.SMOOTHNESS: 2.0, Component.RANGE: 1.65, Component.TEMPO: 2.0}
 # Whatever people's scatter, half again as slow or as fast as the reference is within limits.
 _FREE_TEMPO: Final = 0.4
-_MAX_LOSS: Final = 3.0
 # Smaller losses are not worth a word: what they lack is shared among the others of the component.
 _MIN_POINTS: Final = 0.5
-# Fewer signals than this are no body to judge.
-_MIN_SIGNALS: Final = 3
 # A signal that moves by less than this has no range to cover.
 _MIN_RANGE: Final = np.where(IS_ANGLE, 15.0, 0.06)
 # Where a deviation is as large as this share of its worst, it belongs to the same stretch.
@@ -100,11 +109,11 @@ def score_measures(
     if reference is None or pattern is None:
         return _unscored(Reason.NO_REFERENCE)
     comparison = compare(measures, pattern, columns_of(reference.signals))
-    if np.count_nonzero(comparison.judged) < _MIN_SIGNALS:
+    if np.count_nonzero(comparison.judged) < MIN_SIGNALS:
         return _unscored(Reason.CONFIDENCE)
-    parts = _parts(measures, comparison, pattern)
+    parts = _parts(measures, comparison, pattern, AT_LIMIT[reference.mode])
     sums = {
-        component: None if found is None else min(_MAX_LOSS, sum(part.loss for part in found))
+        component: None if found is None else min(MAX_LOSS, sum(part.loss for part in found))
         for component, found in parts.items()
     }
     lost = sum(loss for loss in sums.values() if loss is not None)
@@ -124,7 +133,9 @@ def score_measures(
             *_unseen_angles(reference, comparison, pattern.view),
             *(CannotJudge(c.value, Reason.VIEW) for c, s in sums.items() if s is None),
         ),
-        reference=ReferenceUsed(reference.name, reference.mode, pattern.view),
+        reference=ReferenceUsed(
+            reference.name, reference.mode, pattern.view, pattern.mean, reference.signals
+        ),
     )
 
 
@@ -162,28 +173,26 @@ def _unscored(reason: Reason) -> FormScore:
 
 
 def _parts(
-    measures: FormMeasures, comparison: Comparison, pattern: Pattern
+    measures: FormMeasures,
+    comparison: Comparison,
+    pattern: Pattern,
+    at_limit: Mapping[Component, float],
 ) -> dict[Component, tuple[_Part, ...] | None]:
     return {
-        Component.DEVIATION: tuple(_deviation(comparison, pattern)),
+        Component.DEVIATION: tuple(_deviation(comparison, pattern, at_limit[Component.DEVIATION])),
         Component.SYMMETRY: None
         if np.isnan(comparison.asymmetry)
-        else tuple(_symmetry(comparison, pattern)),
+        else tuple(_symmetry(comparison, pattern, at_limit[Component.SYMMETRY])),
         Component.SMOOTHNESS: _smoothness(measures, pattern),
         Component.RANGE: _range(comparison, pattern),
         Component.TEMPO: _tempo(measures, pattern),
     }
 
 
-def _beyond(value: float, limits: tuple[float, float]) -> float:
-    """0 up to the first limit, 1 at the second, straight on from there."""
-    return max(0.0, (value - limits[0]) / (limits[1] - limits[0]))
-
-
-def _deviation(comparison: Comparison, pattern: Pattern) -> Iterator[_Part]:
+def _deviation(comparison: Comparison, pattern: Pattern, at_limit: float) -> Iterator[_Part]:
     """Share the loss among the signals that are further off than usual."""
     usual, _ = limits = pattern.scatter.deviation_limits
-    loss = _AT_LIMIT[Component.DEVIATION] * _beyond(comparison.deviation, limits)
+    loss = at_limit * beyond(comparison.deviation, limits)
     excess = np.nan_to_num(np.maximum(comparison.strangeness**2 - usual**4, 0.0)) * _BLAME
     if pattern.view is View.SIDE and excess[IS_ANGLE].any():
         excess = np.where(_IS_CONSEQUENCE, 0.0, excess)
@@ -205,9 +214,9 @@ def _deviation(comparison: Comparison, pattern: Pattern) -> Iterator[_Part]:
         )
 
 
-def _symmetry(comparison: Comparison, pattern: Pattern) -> Iterator[_Part]:
+def _symmetry(comparison: Comparison, pattern: Pattern, at_limit: float) -> Iterator[_Part]:
     usual, _ = limits = pattern.scatter.symmetry_limits
-    loss = _AT_LIMIT[Component.SYMMETRY] * _beyond(comparison.asymmetry, limits)
+    loss = at_limit * beyond(comparison.asymmetry, limits)
     excess = np.nan_to_num(np.maximum((comparison.asymmetries**2).mean(axis=0) - usual**2, 0.0))
     if not loss > 0.0:
         return
@@ -298,11 +307,11 @@ def _direction(amount: float) -> str:
 def _worth_telling(parts: Sequence[_Part], per_loss: float) -> list[_Part]:
     """Leave out parts of few points, but always keep the largest; the sum stays.
 
-    The sum is what the component loses, which is at most `_MAX_LOSS`.
+    The sum is what the component loses, which is at most `MAX_LOSS`.
     """
     if not parts:
         return []
-    lost = min(_MAX_LOSS, sum(part.loss for part in parts))
+    lost = min(MAX_LOSS, sum(part.loss for part in parts))
     largest = max(part.loss for part in parts)
     kept = [p for p in parts if p.loss == largest or per_loss * p.loss >= _MIN_POINTS]
     factor = lost / sum(part.loss for part in kept)
@@ -325,25 +334,12 @@ def _point_loss(
         from_s=float(times_s[part.first]),
         to_s=float(times_s[part.last]),
         text_key=f"{part.component.value}.{part.text}",
+        row=part.row,
     )
 
 
 def _phase_at(track: RepetitionTrack, time_s: float) -> Phase:
     return track.phases[int(np.argmin(np.abs(track.times_s - time_s)))]
-
-
-def joint_of(signal: str, view: View, *, swapped: bool) -> str:
-    """What a signal is called: an angle, or a place and the direction in which it is off."""
-    if swapped:
-        signal = _other_side(signal)
-    part, _, kind = signal.rpartition("_")
-    if kind == "up":
-        return f"{part}_height"
-    if kind == "forward":
-        return f"{part}_sideways" if view is View.FRONT else f"{part}_forward"
-    if part == "trunk_lean":
-        return "trunk_lean_sideways" if view is View.FRONT else "trunk_inclination"
-    return part
 
 
 def _unseen_angles(
@@ -359,11 +355,5 @@ def _unseen_angles(
         hidden = is_sagittal and view is not View.SIDE
         if comparison.judged[column] and not hidden:
             continue
-        name = _other_side(angle) if comparison.image.swapped else angle
+        name = other_side(angle) if comparison.image.swapped else angle
         yield CannotJudge(name, Reason.VIEW if hidden else Reason.CONFIDENCE)
-
-
-def _other_side(name: str) -> str:
-    if "left" in name:
-        return name.replace("left", "right")
-    return name.replace("right", "left")

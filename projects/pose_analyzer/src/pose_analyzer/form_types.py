@@ -4,7 +4,7 @@ Times are seconds of the source; angles are degrees. Texts for people are made e
 stands here names things, so that any language can say them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -81,6 +81,8 @@ class PointLoss:
     """The stretch around it that costs points."""
     text_key: str
     """Names the sentence to say, such as ``deviation.more`` or ``range.less``."""
+    row: int
+    """Moment of the reference that the worst one was compared with, of 25."""
 
 
 class Reason(StrEnum):
@@ -111,6 +113,10 @@ class ReferenceUsed:
     mode: Literal["personal", "general"]
     """Personal: made of this person's own repetitions."""
     view: View
+    course: Float[np.ndarray, "25 39"] | None = field(default=None, compare=False, repr=False)
+    """How the repetition should have gone; columns as in `repetition_features.SIGNAL_NAMES`."""
+    signals: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Which of them were compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,10 @@ class FormChoice:
     """Name of a reference; None: the general one, until the person's own takes its place."""
     language: str = "en"
     """In which the coach speaks."""
+    documents: tuple[str, ...] = ()
+    """References that are in no file, as `reference_files.format_reference` writes them."""
+    own: tuple[str, ...] = ()
+    """The same of this person's earlier repetitions: where learning their own way begins."""
 
 
 NO_CHOICE: Final = FormChoice()
@@ -208,3 +218,8 @@ class FormUpdate:
     """Faults that could not be looked for from here."""
     anomaly: Anomaly | None
     cue: Cue | None
+    exercise: str = ""
+    yaw_deg: float = float("nan")
+    """From where it was seen; NaN unknown."""
+    accepted: bool = False
+    """Good enough to learn the person's own way from."""

@@ -5,6 +5,7 @@ import tempfile
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import anyio
 from anyio import to_thread
@@ -17,10 +18,10 @@ from pose_analyzer.api.clips import CLIP_FPS, ClipReader
 from pose_analyzer.api.dependencies import (
     ClipsDep,
     ExercisesDep,
-    LibraryDep,
     SettingsDep,
     detector_or_default,
 )
+from pose_analyzer.api.form_choices import FormShelf, ShelfDep
 from pose_analyzer.api.form_schemas import (
     ExerciseInfo,
     ExerciseList,
@@ -31,27 +32,26 @@ from pose_analyzer.api.form_schemas import (
     Teaching,
 )
 from pose_analyzer.api.problems import UnknownReferenceError
+from pose_analyzer.athlete_forms import FormWish
 from pose_analyzer.errors import InvalidReferenceError, UnknownNameError
 from pose_analyzer.exercises import Exercise, select_exercises
-from pose_analyzer.form_library import FormLibrary
 from pose_analyzer.form_patterns import TeachingSpec, taught_reference
 from pose_analyzer.form_references import FormReference, signals_for
 from pose_analyzer.form_sequences import judge_keypoints
-from pose_analyzer.form_types import FormChoice
 from pose_analyzer.reference_files import (
     MAX_FILE_BYTES,
     check_name,
-    delete_reference,
     format_reference,
     parse_reference,
-    save_reference,
     select_reference,
 )
 from pose_analyzer.settings import Settings
 from pose_analyzer.stream_analyzer import AnalysisConfig
 from shared_utils.problems import documented_problems
 
-_INVALID: Final = documented_problems(HTTPStatus.UNPROCESSABLE_ENTITY)
+_KEPT: Final = documented_problems(
+    HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.SERVICE_UNAVAILABLE
+)
 _NAMED: Final = documented_problems(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
 _CLIP_SCHEMA: Final = {
     "type": "object",
@@ -80,14 +80,16 @@ router = APIRouter(tags=["form"])
 
 
 @router.get("/exercises")
-async def list_exercises(exercises: ExercisesDep, library: LibraryDep) -> ExerciseList:
+async def list_exercises(exercises: ExercisesDep, shelf: ShelfDep) -> ExerciseList:
     """Tell which exercises can be counted, and by what their form is judged."""
-    references = await to_thread.run_sync(library.references)
+    shelved = await to_thread.run_sync(shelf.references)
+    references = [one.reference for one in shelved.values()]
+    library = shelf.library
     return ExerciseList(
         exercises=[
             ExerciseInfo.of(
                 exercise,
-                [r.name for r in references.values() if r.exercise == exercise.name],
+                [r.name for r in references if r.exercise == exercise.name],
                 {f.name: f.title for f in library.faults.values() if f.rules_for(exercise.name)},
             )
             for exercise in exercises.values()
@@ -109,53 +111,60 @@ async def analyze_form(
     request: Request,
     settings: SettingsDep,
     exercises: ExercisesDep,
-    library: LibraryDep,
+    shelf: ShelfDep,
     clips: ClipsDep,
 ) -> SetForm:
     """Judge each repetition of a sequence of keypoints (JSON), or of a short clip (multipart)."""
-    desk = _Desk(settings, exercises, library)
+    desk = _Desk(settings, exercises, shelf)
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         return await _judge_upload(request, desk, clips)
     question = _parsed(FormQuestion, await request.body())
-    choice = FormChoice(question.reference, question.language or settings.language)
+    wish = FormWish(question.reference, question.language or settings.language)
 
     def judge() -> SetForm:
         return SetForm.of(
-            judge_keypoints(desk.config(question.exercise, choice), question.sequence())
+            judge_keypoints(desk.config(question.exercise, wish), question.sequence())
         )
 
     return await to_thread.run_sync(judge, limiter=_turn)
 
 
 @router.get("/references")
-async def list_references(library: LibraryDep) -> ReferenceList:
+async def list_references(shelf: ShelfDep) -> ReferenceList:
     """Tell what form can be compared with."""
-    references = await to_thread.run_sync(library.references)
-    return ReferenceList(references=[ReferenceInfo.of(one) for one in references.values()])
+    shelved = await to_thread.run_sync(shelf.references)
+    return ReferenceList(
+        references=[ReferenceInfo.of(one.reference, one.athlete_id) for one in shelved.values()]
+    )
 
 
 @router.get("/references/{name}", responses=_NAMED, response_class=Response)
-async def get_reference(name: str, library: LibraryDep) -> Response:
+async def get_reference(name: str, shelf: ShelfDep) -> Response:
     """Fetch a reference whole, as `pose-analyzer teach` writes it."""
-    references = await to_thread.run_sync(library.references)
-    if name not in references:
+    shelved = await to_thread.run_sync(shelf.references)
+    if name not in shelved:
         raise UnknownReferenceError(name)
-    return Response(format_reference(references[name]), media_type="application/json")
+    return Response(format_reference(shelved[name].reference), media_type="application/json")
 
 
-@router.post("/references", status_code=HTTPStatus.CREATED, responses=_INVALID)
+@router.post("/references", status_code=HTTPStatus.CREATED, responses=_KEPT)
 async def teach_reference(
-    body: Teaching, settings: SettingsDep, exercises: ExercisesDep, library: LibraryDep
+    body: Teaching, settings: SettingsDep, exercises: ExercisesDep, shelf: ShelfDep
 ) -> ReferenceInfo:
     """Make a reference of keypoints of good repetitions."""
-    desk = _Desk(settings, exercises, library)
+    desk = _Desk(settings, exercises, shelf)
     taught = await to_thread.run_sync(desk.teach, body, limiter=_turn)
-    return ReferenceInfo.of(taught)
+    return ReferenceInfo.of(taught, body.athlete_id)
 
 
-@router.put("/references/{name}", responses=_INVALID)
+@router.put("/references/{name}", responses=_KEPT)
 async def store_reference(
-    name: str, request: Request, settings: SettingsDep, exercises: ExercisesDep, library: LibraryDep
+    name: str,
+    request: Request,
+    settings: SettingsDep,
+    exercises: ExercisesDep,
+    shelf: ShelfDep,
+    athlete_id: UUID | None = None,
 ) -> ReferenceInfo:
     """Store a reference that `pose-analyzer teach` has written, under its own name."""
     check_name(name)
@@ -165,16 +174,16 @@ async def store_reference(
     reference = parse_reference(data, name)
     if reference.name != name:
         raise InvalidReferenceError(name, f"the document calls it {reference.name!r}")
-    desk = _Desk(settings, exercises, library)
-    await to_thread.run_sync(desk.store, reference)
-    return ReferenceInfo.of(reference)
+    desk = _Desk(settings, exercises, shelf)
+    await to_thread.run_sync(desk.store, reference, athlete_id)
+    return ReferenceInfo.of(reference, athlete_id)
 
 
-@router.delete("/references/{name}", status_code=HTTPStatus.NO_CONTENT, responses=_NAMED)
-async def forget_reference(name: str, settings: SettingsDep) -> None:
+@router.delete("/references/{name}", status_code=HTTPStatus.NO_CONTENT, responses=_KEPT)
+async def forget_reference(name: str, shelf: ShelfDep) -> None:
     """Forget a reference that was taught or stored; the built-in ones stay."""
     try:
-        await to_thread.run_sync(delete_reference, settings.taught_references_dir, name)
+        await to_thread.run_sync(shelf.forget, name)
     except UnknownNameError as error:
         raise UnknownReferenceError(name) from error
 
@@ -183,16 +192,17 @@ class _Desk:
     """What judging needs of the service."""
 
     def __init__(
-        self, settings: Settings, exercises: dict[str, Exercise], library: FormLibrary
+        self, settings: Settings, exercises: dict[str, Exercise], shelf: FormShelf
     ) -> None:
         self.settings = settings
         self._exercises = exercises
-        self._library = library
+        self._shelf = shelf
 
-    def config(self, exercise: str, choice: FormChoice) -> AnalysisConfig:
+    def config(self, exercise: str, wish: FormWish) -> AnalysisConfig:
         """How to analyse; says if there is no such exercise, reference or language."""
         chosen = select_exercises(self._exercises, exercise)
-        judge = self._library.judge_config(chosen, choice)
+        choice = self._shelf.choose(chosen, wish)
+        judge = self._shelf.library.judge_config(chosen, choice)
         return AnalysisConfig(chosen, exercise, CLIP_FPS, judge=judge)
 
     def teach(self, body: Teaching) -> FormReference:
@@ -211,22 +221,22 @@ class _Desk:
             provenance={"source": "keypoints sent to the service", "made_by": "POST /references"},
             for_everyone=body.for_everyone,
         )
-        general = select_reference(self._library.references(), body.exercise)
+        shelved = self._shelf.references()
+        general = select_reference(
+            {name: one.reference for name, one in shelved.items()}, body.exercise
+        )
         try:
             reference = taught_reference(spec, judged.tracks, general)
         except ValueError as error:
             raise InvalidReferenceError(body.name, str(error)) from error
-        self.store(reference)
+        self.store(reference, body.athlete_id)
         return reference
 
-    def store(self, reference: FormReference) -> None:
+    def store(self, reference: FormReference, athlete_id: UUID | None) -> None:
         """Keep a reference, unless its name is that of a built-in one."""
         if reference.exercise not in self._exercises:
             raise UnknownNameError("exercise", reference.exercise, tuple(self._exercises))
-        built_in = self.settings.references_dir / f"{reference.name}.json"
-        if built_in.exists():
-            raise InvalidReferenceError(reference.name, "a built-in reference has this name")
-        save_reference(self.settings.taught_references_dir, reference)
+        self._shelf.keep(reference, athlete_id)
 
 
 async def _judge_upload(request: Request, desk: _Desk, clips: ClipReader) -> SetForm:
@@ -239,8 +249,8 @@ async def _judge_upload(request: Request, desk: _Desk, clips: ClipReader) -> Set
         asked = {name: value for name, value in form.items() if isinstance(value, str)}
         exercise = asked.get("exercise", "auto")
         language = asked.get("language", desk.settings.language)
-        choice = FormChoice(asked.get("reference"), language)
-        config = await to_thread.run_sync(desk.config, exercise, choice)
+        wish = FormWish(asked.get("reference"), language)
+        config = await to_thread.run_sync(desk.config, exercise, wish)
         detector = detector_or_default(asked.get("detector"), desk.settings)
         with tempfile.TemporaryDirectory(prefix="pose-clip-") as folder:
             path = Path(folder) / "clip"

@@ -1,6 +1,7 @@
 """What the routes about form take and answer."""
 
 from typing import Annotated
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -70,6 +71,8 @@ class Teaching(FormQuestion):
     name: str = Field(pattern=NAME_PATTERN)
     for_everyone: bool = False
     """Others are scored with it too, who are built otherwise: tolerances are wider."""
+    athlete_id: UUID | None = None
+    """Who showed them: their sessions are judged by it from now on."""
 
 
 class FormLoss(Answer):
@@ -180,9 +183,11 @@ class ReferenceInfo(Answer):
     views: list[str]
     n_repetitions: int
     provenance: dict[str, str]
+    athlete_id: UUID | None
+    """Whose it is, if it is somebody's."""
 
     @classmethod
-    def of(cls, reference: FormReference) -> "ReferenceInfo":
+    def of(cls, reference: FormReference, athlete_id: UUID | None = None) -> "ReferenceInfo":
         """Tell what it is, without its numbers."""
         return cls(
             name=reference.name,
@@ -191,6 +196,7 @@ class ReferenceInfo(Answer):
             views=[pattern.view.value for pattern in reference.patterns],
             n_repetitions=sum(pattern.n_repetitions for pattern in reference.patterns),
             provenance=dict(reference.provenance),
+            athlete_id=athlete_id,
         )
 
 

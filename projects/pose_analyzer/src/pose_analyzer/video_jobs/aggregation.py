@@ -26,7 +26,7 @@ from pose_analyzer.form_types import FormChoice, FormUpdate
 from pose_analyzer.recording import store_analysis
 from pose_analyzer.rendering import OverlayWriter
 from pose_analyzer.reporting import write_analysis_json, write_report_html
-from pose_analyzer.sources import VideoFileSource
+from pose_analyzer.sources import VideoFileSource, stills
 from pose_analyzer.storage.job_claims import (
     ClaimedJob,
     claim_job,
@@ -204,12 +204,14 @@ def _store_files(place: Workplace, claimed: ClaimedJob, found: _Findings, out: P
     ids = claimed.session_id, claimed.job_id
     overlay = out / "overlay.mp4"
     report, results = out / "report.html", out / "final_results.json"
-    write_report_html(
-        found.analysis,
-        report,
-        overlay_name=overlay.name if overlay.exists() else None,
-        forms=found.forms,
-    )
+    with stills(place.copies.path(claimed.video_key)) as still_at:
+        write_report_html(
+            found.analysis,
+            report,
+            overlay_name=overlay.name if overlay.exists() else None,
+            forms=found.forms,
+            still_at=still_at,
+        )
     write_analysis_json(found.analysis, results, found.forms)
     if overlay.exists():
         place.store.adopt(overlay_key(*ids), overlay)
