@@ -1,5 +1,7 @@
 """The command line: what it prints, what it writes, how it ends."""
 
+import atexit
+import gc
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from gpu_optimizer.cli import __main__ as program
 from gpu_optimizer.cli import app, devices, runs
 from gpu_optimizer.cli.exits import Commands
 from gpu_optimizer.errors import BusyError, InvalidModelError, NoGpuError
@@ -270,6 +273,43 @@ def test_the_command_starts_without_pytorch():
     code = "import sys, gpu_optimizer.cli; print([m for m in sys.modules if m.startswith('torch')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_process_that_predicts_needs_fewer_libraries_and_says_the_same(config):
+    arguments = ["predict", config, "--seq", "16", "--json"]
+    code = (
+        "import sys\n"
+        "from gpu_optimizer.cli.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print([each for each in ('accelerate', 'scipy', 'torchao') if each in sys.modules])\n"
+        "    import scipy.optimize, torchvision\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *document, imported = done.stdout.splitlines()
+    assert json.loads("\n".join(document)) == answer(*arguments[:-1])
+    assert imported == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "collects", "ends_quickly"),
+    [("predict", False, True), ("optimize", True, True), ("trace", True, False)],
+)
+def test_garbage_is_left_only_where_there_is_little_and_none_of_a_user(
+    command, collects, ends_quickly, monkeypatch
+):
+    collecting, at_exit = [], []
+    monkeypatch.setattr(sys, "argv", ["gpu-optimizer", command])
+    monkeypatch.setattr(program, "app", lambda **_: collecting.append(gc.isenabled()))
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    try:
+        program.main()
+    finally:
+        gc.enable()
+    assert collecting == [collects]
+    assert (gc.freeze in at_exit) is ends_quickly
 
 
 def test_published_half_precision_is_the_default_dtype_of_large_models():

@@ -1,14 +1,12 @@
 """Builds a checked Hugging Face model: no published weights, no network, no foreign code."""
 
-import importlib
-from typing import Any
-
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from gpu_optimizer.errors import InvalidModelError
 from gpu_optimizer.model_files.hf_configs import HfModel
 from gpu_optimizer.model_files.hf_families import FAMILIES
+from gpu_optimizer.models.transformers_library import import_transformers
 
 
 def build_hf_model(model: HfModel, attention: str = "sdpa") -> nn.Module:
@@ -32,7 +30,7 @@ def build_hf_model(model: HfModel, attention: str = "sdpa") -> nn.Module:
     family = FAMILIES[model.model_type]
     if model.architecture not in family.architectures:
         raise InvalidModelError(model.model_type, f"no class {model.architecture}.")
-    library: Any = importlib.import_module("transformers")
+    library = import_transformers()
     fields = {
         name: value
         for name, value in model.config.model_dump().items()

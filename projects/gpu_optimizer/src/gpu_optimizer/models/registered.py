@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gpu_optimizer.errors import InvalidModelError
 from gpu_optimizer.models.family import Family
+from gpu_optimizer.models.transformers_library import import_transformers
 from gpu_optimizer.models.workloads import Workload
 
 # Geometry of each model as its authors published it: configuration class of transformers, class
@@ -83,8 +84,7 @@ def _vision(name: str, *blocks: str) -> Family:
 def _transformer(
     model_type: str, task: str, fields: Mapping[str, object], workload: Workload
 ) -> nn.Module:
-    import transformers  # noqa: PLC0415 -- takes seconds
-
+    transformers = import_transformers()
     config = transformers.AutoConfig.for_model(model_type, **fields)
     if workload.image_size_px:
         config.image_size = workload.image_size_px

@@ -4,10 +4,9 @@ A recorder like that of `steps.recorder`, which in the last step also writes dow
 operation reads, allocates and computes, and for whom autograd saves which tensor.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -30,6 +29,25 @@ _NO_NODE = -1
 _NO_BLOCK = -1
 _LARGEST_NODE = 2**62
 """Nodes that accumulate gradients have the largest number there is."""
+_TABLES: Final[Mapping[str, Mapping[str, type[np.generic]]]] = {
+    "operation": {
+        "phase": np.int8,
+        "module": np.int32,
+        "first_row": np.int64,
+        "last_row": np.int64,
+        "node": np.int64,
+        "flops": np.int64,
+        "moved_bytes": np.int64,
+        "itemsize_bytes": np.int8,
+        "is_product": np.bool_,
+        "is_repeatable": np.bool_,
+    },
+    "call": {"module": np.int32, "first_operation": np.int64, "last_operation": np.int64},
+    "use": {"block": np.int64, "operation": np.int64},
+    "write": {"block": np.int64, "operation": np.int64},
+    "save": {"block": np.int64, "operation": np.int64, "node": np.int64, "is_result": np.bool_},
+}
+"""Columns of a `StepGraph`, beside the operations' names."""
 
 
 def record_graph(
@@ -59,73 +77,36 @@ def record_graph(
     recorder = _GraphRecorder(Workspaces(target or CudaTarget()))
     with saved_tensors_hooks(recorder.save, _unchanged):
         recording = run_recorded(recorder, workload, family, prepare)
-    columns = recorder.columns
+    tables = recorder.tables
     return StepGraph(
         recording=recording,
         first_row=recorder.first_row,
-        operations=columns.operations(),
-        calls=columns.calls(),
-        use_block=np.array(columns.use_block, np.int64),
-        use_operation=np.array(columns.use_operation, np.int64),
-        write_block=np.array(columns.write_block, np.int64),
-        write_operation=np.array(columns.write_operation, np.int64),
-        save_block=np.array(columns.save_block, np.int64),
-        save_operation=np.array(columns.save_operation, np.int64),
-        save_node=np.array(columns.save_node, np.int64),
-        save_is_result=np.array(columns.save_is_result, np.bool_),
+        operations=Operations(name=tuple(recorder.names), **tables["operation"].arrays()),
+        calls=Calls(**tables["call"].arrays()),
+        **tables["use"].arrays("use_"),
+        **tables["write"].arrays("write_"),
+        **tables["save"].arrays("save_"),
     )
 
 
-@dataclass(slots=True)
-class _Columns:
-    """What a graph is made of, while it grows."""
+class _Table:
+    """Columns of a graph, while they grow."""
 
-    name: list[str] = field(default_factory=list)
-    is_product: list[bool] = field(default_factory=list)
-    is_repeatable: list[bool] = field(default_factory=list)
-    phase: list[int] = field(default_factory=list)
-    module: list[int] = field(default_factory=list)
-    first_row: list[int] = field(default_factory=list)
-    last_row: list[int] = field(default_factory=list)
-    node: list[int] = field(default_factory=list)
-    flops: list[int] = field(default_factory=list)
-    moved_bytes: list[int] = field(default_factory=list)
-    itemsize_bytes: list[int] = field(default_factory=list)
-    call_module: list[int] = field(default_factory=list)
-    call_first: list[int] = field(default_factory=list)
-    call_last: list[int] = field(default_factory=list)
-    use_block: list[int] = field(default_factory=list)
-    use_operation: list[int] = field(default_factory=list)
-    write_block: list[int] = field(default_factory=list)
-    write_operation: list[int] = field(default_factory=list)
-    save_block: list[int] = field(default_factory=list)
-    save_operation: list[int] = field(default_factory=list)
-    save_node: list[int] = field(default_factory=list)
-    save_is_result: list[bool] = field(default_factory=list)
+    def __init__(self, dtypes: Mapping[str, type[np.generic]]) -> None:
+        self._dtypes = dtypes
+        self.columns: dict[str, list[int]] = {name: [] for name in dtypes}
 
-    def operations(self) -> Operations:
-        """Return the operations."""
-        return Operations(
-            name=tuple(self.name),
-            phase=np.array(self.phase, np.int8),
-            module=np.array(self.module, np.int32),
-            first_row=np.array(self.first_row, np.int64),
-            last_row=np.array(self.last_row, np.int64),
-            node=np.array(self.node, np.int64),
-            flops=np.array(self.flops, np.int64),
-            moved_bytes=np.array(self.moved_bytes, np.int64),
-            itemsize_bytes=np.array(self.itemsize_bytes, np.int8),
-            is_product=np.array(self.is_product, np.bool_),
-            is_repeatable=np.array(self.is_repeatable, np.bool_),
-        )
+    def add(self, **row: int) -> None:
+        """Append a row; it has a value for every column."""
+        for name, column in self.columns.items():
+            column.append(row[name])
 
-    def calls(self) -> Calls:
-        """Return the calls of modules."""
-        return Calls(
-            module=np.array(self.call_module, np.int32),
-            first_operation=np.array(self.call_first, np.int64),
-            last_operation=np.array(self.call_last, np.int64),
-        )
+    def arrays(self, prefix: str = "") -> dict[str, Any]:
+        """Return the columns as arrays, by their names behind a prefix."""
+        return {
+            prefix + name: np.array(self.columns[name], dtype)
+            for name, dtype in self._dtypes.items()
+        }
 
 
 class _GraphRecorder(StepRecorder):
@@ -133,7 +114,8 @@ class _GraphRecorder(StepRecorder):
 
     def __init__(self, workspaces: Workspaces) -> None:
         super().__init__(workspaces)
-        self.columns = _Columns()
+        self.names: list[str] = []
+        self.tables = {name: _Table(dtypes) for name, dtypes in _TABLES.items()}
         self._open_calls: list[int] = []
 
     @property
@@ -149,14 +131,12 @@ class _GraphRecorder(StepRecorder):
         """Note that autograd keeps a tensor."""
         block = self._block(tensor) if self._noting else _NO_BLOCK
         if block != _NO_BLOCK:
-            columns, node = self.columns, _latest_node()
+            node, nodes = _latest_node(), self.tables["operation"].columns["node"]
             # Inputs are saved before an operation runs, outputs after it; the node exists before.
-            n_operations = len(columns.name)
-            is_result = n_operations > 0 and columns.node[-1] == node
-            columns.save_block.append(block)
-            columns.save_operation.append(n_operations - is_result)
-            columns.save_node.append(node)
-            columns.save_is_result.append(is_result)
+            is_result = nodes[-1:] == [node]
+            self.tables["save"].add(
+                block=block, operation=len(nodes) - is_result, node=node, is_result=is_result
+            )
         return tensor
 
     def __torch_dispatch__(
@@ -174,27 +154,26 @@ class _GraphRecorder(StepRecorder):
         read = tensors_in((args, kwargs))
         blocks = {self._block(tensor) for tensor in read} - {_NO_BLOCK}
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        columns, place = self.columns, self._log.place
+        place = self._log.place
         if place.phase is Phase.FORWARD:
-            number = len(columns.name)
-            columns.use_block.extend(blocks)
-            columns.use_operation.extend([number] * len(blocks))
             written = {self._block(args[each]) for each in facts.writes if each < len(args)}
-            changed = written & blocks
-            columns.write_block.extend(changed)
-            columns.write_operation.extend([number] * len(changed))
-        columns.name.append(_name(func))
-        columns.is_product.append(facts.is_product)
-        columns.is_repeatable.append(facts.is_repeatable)
-        columns.phase.append(PHASES.index(place.phase))
-        columns.module.append(place.module)
-        columns.first_row.append(first_row)
-        columns.last_row.append(self._log.n_events)
-        columns.node.append(_node(place.phase))
-        columns.flops.append(operation_flops(func, args, kwargs or {}, out))
+            for table, touched in (("use", blocks), ("write", written & blocks)):
+                for block in touched:
+                    self.tables[table].add(block=block, operation=len(self.names))
+        self.names.append(_name(func))
         results = tensors_in(out)
-        columns.moved_bytes.append(self._moved_bytes(func, read, results, first_block))
-        columns.itemsize_bytes.append(_itemsize_bytes(read or results))
+        self.tables["operation"].add(
+            phase=PHASES.index(place.phase),
+            module=place.module,
+            first_row=first_row,
+            last_row=self._log.n_events,
+            node=_node(place.phase),
+            flops=operation_flops(func, args, kwargs or {}, out),
+            moved_bytes=self._moved_bytes(func, read, results, first_block),
+            itemsize_bytes=_itemsize_bytes(read or results),
+            is_product=facts.is_product,
+            is_repeatable=facts.is_repeatable,
+        )
         return out
 
     def _block(self, tensor: object) -> int:
@@ -215,15 +194,15 @@ class _GraphRecorder(StepRecorder):
     def _enter(self, module: nn.Module, *inputs: object) -> None:
         super()._enter(module, *inputs)
         if self._noting and self._log.place.phase is not Phase.BACKWARD:
-            self._open_calls.append(len(self.columns.call_module))
-            self.columns.call_module.append(self._modules.stack[-1])
-            self.columns.call_first.append(len(self.columns.name))
-            self.columns.call_last.append(len(self.columns.name))
+            calls, now = self.tables["call"], len(self.names)
+            self._open_calls.append(len(calls.columns["module"]))
+            calls.add(module=self._modules.stack[-1], first_operation=now, last_operation=now)
 
     def _leave(self, module: nn.Module, *results: object) -> None:
         super()._leave(module, *results)
         if self._open_calls:
-            self.columns.call_last[self._open_calls.pop()] = len(self.columns.name)
+            last = self.tables["call"].columns["last_operation"]
+            last[self._open_calls.pop()] = len(self.names)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
