@@ -49,6 +49,8 @@ _SETTINGS: Final = {
     "work_mem": "16MB",
     "maintenance_work_mem": "64MB",
     "random_page_cost": "1.1",
+    # What is read is mostly in the system's cache: a process of its own for each read costs more.
+    "io_method": "sync",
     "jit": "off",
     "max_connections": "100",
     # There is no standby, so less is written.
