@@ -1,5 +1,7 @@
 """Opening the database, and what its absence looks like from the outside."""
 
+import time
+
 import psycopg2
 import psycopg2.extensions
 import pytest
@@ -87,7 +89,10 @@ def test_a_connection_outside_the_pool_can_listen(database):
     listening.cursor().execute("LISTEN news")
     with database.session() as session:
         session.execute(text("NOTIFY news, 'today'"))
-    listening.poll()
+    give_up_s = time.monotonic() + 10.0
+    while not listening.notifies and time.monotonic() < give_up_s:
+        time.sleep(0.02)
+        listening.poll()
     assert [notice.payload for notice in listening.notifies] == ["today"]
     listening.close()
 

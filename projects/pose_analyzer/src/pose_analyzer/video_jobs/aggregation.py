@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from pose_analyzer.artifact_keys import overlay_key, report_key, result_key
+from pose_analyzer.athlete_forms import FormWish, choose_form
 from pose_analyzer.chunk_aggregation import ChunkPoses, merge_all, missing_ranges
 from pose_analyzer.chunk_files import decode_chunk
 from pose_analyzer.errors import (
@@ -22,7 +23,7 @@ from pose_analyzer.errors import (
 )
 from pose_analyzer.exercises import Exercise, select_exercises
 from pose_analyzer.form_library import FormLibrary
-from pose_analyzer.form_types import FormChoice, FormUpdate
+from pose_analyzer.form_types import FormUpdate
 from pose_analyzer.recording import store_analysis
 from pose_analyzer.rendering import OverlayWriter
 from pose_analyzer.reporting import write_analysis_json, write_report_html
@@ -158,13 +159,15 @@ def aggregate_chunks_and_finalize(
     """
     options = JobOptions.model_validate(claimed.options)
     chosen = select_exercises(knowledge.exercises, options.exercise)
+    with place.database.session() as session:
+        owner = session.get_one(ExerciseSession, claimed.session_id)
+    wish = FormWish(options.reference, options.language, owner.athlete_id, claimed.session_id)
+    form = choose_form(place.database, knowledge.library, chosen, wish)
     config = AnalysisConfig(
         exercises=chosen,
         exercise_requested=options.exercise,
         sample_fps=options.sample_fps,
-        judge=knowledge.library.judge_config(
-            chosen, FormChoice(options.reference, options.language)
-        ),
+        judge=knowledge.library.judge_config(chosen, form),
     )
     merged = _merged(place, claimed, check)
     forms: list[FormUpdate] = []
@@ -176,9 +179,8 @@ def aggregate_chunks_and_finalize(
         check()
         _store_files(place, claimed, _Findings(analysis, tuple(forms)), out)
     check()
-    with place.database.session() as session:
-        started_at = session.get_one(ExerciseSession, claimed.session_id).started_at
-    store_analysis(place.database, claimed.session_id, analysis, forms, started_at.astimezone(UTC))
+    started_at = owner.started_at.astimezone(UTC)
+    store_analysis(place.database, claimed.session_id, analysis, forms, started_at)
     return analysis
 
 
